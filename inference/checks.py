@@ -1,0 +1,144 @@
+"""Bad input met before the first iteration: one plain line each, naming the site, what was met and the way out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .data import DataError, Schema
+from .errors import ModelError, OptionError
+from .program import Program
+from .sites import Site
+from .structure import Structure
+from .symbols import plain
+
+ROWS = 65536  # checked together, so that no temporary is as large as the data
+
+
+def check_options(**options: Any) -> None:
+    """Numbers that a driver takes: counts at least their minimum, tolerances not negative."""
+    for name, (value, least) in options.items():
+        if isinstance(value, bool) or not isinstance(value, int | float) or not value >= least:
+            raise OptionError(f"{name}: met {value!r}, expected a number of at least {least}")
+
+
+def row_weights(weights: Any, num_rows: int, device: Any) -> Tensor | None:
+    """Weights as float64 (N,), or None."""
+    if weights is None:
+        return None
+    out = torch.as_tensor(weights, dtype=torch.float64, device=device)
+    if out.shape != (num_rows,):
+        raise OptionError(f"weights: met shape {tuple(out.shape)}, expected one weight per row, ({num_rows},)")
+    if not torch.isfinite(out).all() or (out < 0).any() or out.sum() <= 0:
+        raise OptionError("weights: expected finite numbers, none negative and not all 0")
+    return out
+
+
+def check_latents(structure: Structure, num_rows: float) -> None:
+    """Exact EM needs every latent of a row to be enumerable, and rows enough for what it should tell apart."""
+    if structure.continuous:
+        name = structure.continuous[0]
+        raise ModelError(
+            f"em: site '{name}' is a continuous latent of each row, which cannot be summed out: "
+            f'discretise it on nodes (Categorical over fixed points), or use inference="svi"'
+        )
+    if num_rows < 2 and structure.latents:
+        raise DataError("the data have one row: a latent variable model needs at least two")
+
+
+def check_labels(structure: Structure, owning: Iterable[str], num_rows: int) -> None:
+    """A latent whose values own params of their own cannot have more values than there are rows."""
+    for name in owning:
+        latent = structure.latents[name]
+        if latent.cardinality > num_rows:
+            raise DataError(f"latent '{name}' has {latent.cardinality} values, the data only {num_rows} rows: ask for fewer values")
+
+
+def check_values(structure: Structure, schema: Schema) -> None:
+    """Observed values lie in the support of their distribution; text stands only in categorical columns."""
+    for name in structure.observed:
+        site = structure.trace.nodes[name]
+        fn, value = site["fn"], plain(site["value"])
+        while hasattr(fn, "reinterpreted_batch_ndims"):
+            fn = fn.base_dist
+        _check_support(name, fn, value)
+        _check_text(name, fn, value, schema)
+
+
+def _check_support(name: str, fn: Any, value: Tensor) -> None:
+    support = fn.support
+    for start in range(0, len(value), ROWS):
+        part = value[start : start + ROWS]
+        seen = ~part.isnan() if part.is_floating_point() else torch.ones_like(part, dtype=torch.bool)
+        fits = _fits(fn, support, torch.where(seen, part, torch.zeros_like(part)))
+        fits = fits | ~(seen.flatten(-support.event_dim).all(-1) if support.event_dim else seen)
+        if bool(fits.all()):
+            continue
+        where = (~fits).nonzero()[0].tolist()
+        raise DataError(
+            f"site '{name}': row {where[0] + start} holds {_show(part[tuple(where)])}, "
+            f"which {type(fn).__name__} cannot take: expected {_expected(fn)}"
+        )
+
+
+def _fits(fn: Any, support: Any, value: Tensor) -> Tensor:
+    if hasattr(support, "lower_bound") and hasattr(support, "upper_bound"):
+        inside = (value >= support.lower_bound) & (value <= support.upper_bound)
+        return inside & (value == value.floor()) if support.is_discrete else inside
+    if type(fn).__name__ == "Multinomial":
+        return ((value >= 0) & (value == value.floor())).all(-1)
+    return support.check(value)
+
+
+def _expected(fn: Any) -> str:
+    kind = type(fn).__name__
+    if kind == "Categorical":
+        return f"one of the codes 0 to {fn.param_shape[-1] - 1} (a category unseen in training can be given as missing, NaN)"
+    words = {
+        "Poisson": "counts: whole numbers, none negative",
+        "Multinomial": "counts: whole numbers, none negative",
+        "Bernoulli": "0 or 1",
+        "Geometric": "whole numbers, none negative",
+        "Exponential": "numbers, none negative",
+        "LogNormal": "positive numbers",
+        "Gamma": "positive numbers",
+    }
+    return words.get(kind, f"values in {fn.support}")
+
+
+def _check_text(name: str, fn: Any, value: Tensor, schema: Schema) -> None:
+    """Codes of text are names, not numbers: only distributions over names may take them."""
+    if not schema.labels or type(fn).__name__ in ("Categorical", "OneHotCategorical", "Bernoulli"):
+        return
+    columns = schema.columns or ()
+    if schema.container == "frame" and value.dim() >= 1 and (value.dim() == 1 or value.shape[-1] == len(columns)):
+        column = next(iter(schema.labels))
+        raise DataError(
+            f"column '{column}' holds text ({', '.join(map(repr, schema.labels[column][:3]))}, ...), and site '{name}' is numeric "
+            f"({type(fn).__name__}): drop the column, or use a model of categories such as latent_class"
+        )
+
+
+def check_spread(program: Program, params_learned: set[str], schema: Schema) -> None:
+    """A learned variance needs a column that varies."""
+    for table in (program.products, program.tables):
+        for site in table.values():
+            learned = any(site.args[a].depends & params_learned for a in site.family.spread if a in site.args)
+            if site.variance is None or not learned or bool((site.variance > 0).all()):
+                continue
+            raise DataError(_constant(site, schema))
+
+
+def _constant(site: Site, schema: Schema) -> str:
+    assert site.variance is not None
+    number = int((site.variance.flatten() <= 0).nonzero()[0])
+    names = schema.columns
+    label = f"column '{names[number]}'" if names and len(names) == site.variance.numel() else f"column {number}"
+    return f"{label} of site '{site.name}' is constant, so its variance would be 0: drop the column, or fix the scale in the model"
+
+
+def _show(value: Tensor) -> str:
+    return f"{value.item():g}" if value.numel() == 1 else str([round(v, 6) for v in value.flatten().tolist()[:6]])

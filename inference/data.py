@@ -1,0 +1,244 @@
+"""What a user has -> tensors, with plain errors: arrays, tables, files, memory maps, and structures of them."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from .arrays import (
+    DataError,
+    check_cells,
+    check_codes,
+    check_size,
+    fields_of,
+    is_instance,
+    is_missing,
+    is_structure,
+    listed,
+    map_tensors,
+    num_rows,
+    replace_fields,
+    slice_rows,
+    template,
+    tensors_of,
+    to_tensor,
+)
+from .tables import BOOLEAN, encode_column, read
+
+__all__ = [
+    "DataError",
+    "Dataset",
+    "Schema",
+    "adapt",
+    "is_missing",
+    "map_tensors",
+    "num_rows",
+    "slice_rows",
+    "template",
+]
+
+
+@dataclass(frozen=True)
+class Schema:
+    """What the tensors stand for, and how to give back what the user brought.
+
+    Parameters
+    ----------
+    columns : tuple of str, optional
+        Names of the columns; None for a bare tensor, array or structure.
+    labels : dict
+        Column -> labels of its codes 0, 1, ..., for columns of categories, strings or booleans.
+    container : {"tensor", "array", "frame", "structure"}
+        What `decode` gives back.
+    width : int, optional
+        Number of columns, the size of the last dim; None for 1-D data and for a structure.
+    integers : tuple of str
+        Columns of a table that came as whole numbers.
+    """
+
+    columns: tuple[str, ...] | None
+    labels: dict[str, tuple[str, ...]]
+    container: str
+    width: int | None
+    integers: tuple[str, ...] = ()
+
+    def decode(self, values: Any) -> Any:
+        """Values (N,) or (N, D) as the user brought them: a tensor, an array, a pandas Series (N,) or DataFrame (N, D).
+
+        In a table labels stand in place of codes, and whole numbers come back as integers; missing cells stay missing.
+        A column that no longer holds codes (a mean of them, say) is given as the numbers that it holds.
+
+        Raises
+        ------
+        DataError
+            When a table is due and the values have another number of columns.
+        """
+        if self.container in ("tensor", "structure"):
+            return values
+        array = np.asarray(values.detach().cpu() if isinstance(values, Tensor) else values)
+        if self.container == "array":
+            return array
+        import pandas as pd
+
+        columns = self.columns or ()
+        if array.ndim == 0 or array.shape[1:] != (() if self.width is None else (self.width,)):
+            expected = "(N,)" if self.width is None else f"(N, {self.width})"
+            raise DataError(f"decode: met shape {array.shape}, expected {expected} for columns {listed(columns)}")
+        parts = zip(columns, array.reshape(len(array), -1).T, strict=True)
+        frame = pd.DataFrame({name: self._decode_column(name, part) for name, part in parts})
+        return frame[columns[0]] if self.width is None else frame
+
+    def _decode_column(self, name: str, column: np.ndarray) -> Any:
+        import pandas as pd
+
+        missing = np.isnan(column)
+        labels, present = self.labels.get(name), column[~missing]
+        whole = bool(np.all(present % 1 == 0))
+        if labels is not None and whole and np.all((present >= 0) & (present < len(labels))):
+            codes = np.where(missing, -1, column).astype(np.int64)
+            if labels != BOOLEAN:
+                return pd.Categorical.from_codes(codes, labels)
+            return pd.arrays.BooleanArray(codes == 1, missing) if missing.any() else codes == 1
+        return column.astype(np.int64) if name in self.integers and whole and not missing.any() else column
+
+    def to_json(self) -> dict[str, Any]:
+        """The schema as a dict that `json.dumps` takes."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, state: dict[str, Any]) -> Schema:
+        """The schema that `to_json` gave."""
+        columns = None if state["columns"] is None else tuple(state["columns"])
+        labels = {name: tuple(labels) for name, labels in state["labels"].items()}
+        return cls(columns, labels, state["container"], state["width"], tuple(state["integers"]))
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Data ready for a model: a tensor, or a NamedTuple or dataclass of tensors, and what they stand for."""
+
+    values: Any
+    schema: Schema
+
+
+def adapt(data: Any, schema: Schema | None = None) -> Dataset:
+    """Make tensors of what a user has.
+
+    Parameters
+    ----------
+    data : object
+        - A tensor or array (N, ...), kept without a copy where torch can hold its dtype (memory maps too), or a list of
+          numbers.
+        - A pandas Series (N,) or DataFrame (N, D). Columns of categories, strings and booleans become codes 0, 1, ...
+        - A NamedTuple or dataclass of these; fields that are None, a plain number or a string stay as they are.
+        - A path ending in .csv, .csv.gz, .parquet, .npy or .npz (``"file.npz:name"`` picks one of several arrays), or
+          the name of a bundled data set.
+        - A `Dataset`, which passes through.
+
+        Missing cells are NaN.
+    schema : Schema, optional
+        That of the training data: columns are matched to it by name, and labels get the codes that they had there.
+
+    Returns
+    -------
+    Dataset
+        A table is int64 where every column holds whole numbers or labels and none is missing, float64 otherwise.
+
+    Raises
+    ------
+    DataError
+        When the data are empty, infinite, of no usable type or unreadable, have a column without any value
+        (in training only), or do not fit the schema.
+    """
+    if isinstance(data, Dataset):
+        if schema is None or data.schema == schema:
+            return data
+        data = data.schema.decode(data.values)
+    if isinstance(data, str | Path):
+        data = read(data)
+    if is_structure(data):
+        values, own = _adapt_fields(data), Schema(None, {}, "structure", None)
+    else:
+        values, own = _adapt_one(data, "data", schema)
+    found = own if schema is None else _match(own, values, schema)
+    for field, tensor in tensors_of(values).items():
+        check_cells(tensor, f"data.{field}" if field else "data", found.columns, training=schema is None)
+    return Dataset(values, found)
+
+
+def _adapt_one(data: Any, name: str, schema: Schema | None) -> tuple[Tensor, Schema]:
+    if is_instance(data, "pandas", "DataFrame", "Series"):
+        return _adapt_table(data, name, schema)
+    values = to_tensor(data, name)
+    container = "tensor" if isinstance(data, Tensor) else "array"
+    return values, Schema(None, {}, container, values.shape[-1] if values.dim() > 1 else None)
+
+
+def _adapt_fields(data: Any) -> Any:
+    changes = {}
+    for field, value in fields_of(data).items():
+        if value is not None and not isinstance(value, bool | int | float | str):
+            changes[field], schema = _adapt_one(value, f"data.{field}", None)
+            for column in schema.labels:
+                raise DataError(f"data.{field}: column {column!r} holds labels, expected numbers; give codes 0, 1, ...")
+    if not changes:
+        raise DataError(f"data: no field of {type(data).__name__} is a tensor or an array, expected at least one")
+    return replace_fields(data, changes)
+
+
+def _adapt_table(data: Any, name: str, schema: Schema | None) -> tuple[Tensor, Schema]:
+    flat = data.ndim == 1
+    frame = data.to_frame("value" if data.name is None else data.name) if flat else data
+    columns = tuple(str(column) for column in frame.columns)
+    check_size(frame.shape, name)
+    repeated = sorted({column for column in columns if columns.count(column) > 1})
+    if repeated:
+        raise DataError(f"{name}: met columns of one name, {listed(repeated)}, expected names that differ; rename them")
+    trained = schema.columns if schema is not None else None
+    if schema is not None and trained is not None:
+        if flat and schema.width is None:
+            columns = trained  # the only column there is, whatever its name
+        absent = [column for column in trained if column not in columns]
+        if absent:
+            raise DataError(f"{name}: met no column {listed(absent)}, expected {listed(trained)} as in training")
+        frame = frame.iloc[:, [columns.index(column) for column in trained]]
+        columns, flat = trained, schema.width is None
+    arrays, labels, integers = [], {}, []
+    for position, column in enumerate(columns):
+        known = schema.labels.get(column, ()) if schema is not None and trained is not None else None
+        array, texts, whole = encode_column(frame.iloc[:, position], column, known)
+        arrays.append(array)
+        if texts:
+            labels[column] = texts
+        if whole:
+            integers.append(column)
+    values = to_tensor(arrays[0] if flat else np.stack(arrays, axis=1), name)
+    return values, Schema(columns, labels, "frame", None if flat else len(columns), tuple(integers))
+
+
+def _match(own: Schema, values: Any, schema: Schema) -> Schema:
+    """The schema of data met after training: columns and labels as in training, the container as met."""
+    if (own.container == "structure") != (schema.container == "structure"):
+        raise DataError(f"data: met a {own.container}, expected a {schema.container} as in training")
+    if own.width != schema.width:
+        names = f" ({listed(schema.columns)})" if schema.columns else ""
+        raise DataError(f"data: met {_width(own)}, expected {_width(schema)}{names} as in training")
+    for column in own.labels:
+        if schema.columns is None:
+            raise DataError(
+                f"data: column {column!r} holds labels, expected numbers as in training; give codes 0, 1, ..."
+            )
+    for position, column in enumerate(schema.columns or () if own.columns is None else ()):
+        if column in schema.labels:
+            check_codes(values if schema.width is None else values[..., position], column, schema.labels[column])
+    columns, integers = schema.columns or own.columns, schema.integers or own.integers
+    return Schema(columns, schema.labels, own.container, own.width, integers)
+
+
+def _width(schema: Schema) -> str:
+    return "1-D data (N,)" if schema.width is None else f"{schema.width} column{'s' * (schema.width != 1)}"

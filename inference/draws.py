@@ -1,0 +1,119 @@
+"""Draws: latents given data, and params around their estimate (Laplace, parametric bootstrap)."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+from torch.distributions import biject_to
+
+from .data import Dataset
+from .errors import ConvergenceWarning, ModelError, OptionError
+from .generate import empty_rows, joint_posterior, simulate
+from .labels import label_cells, relabel
+from .mstep import log_prior
+from .program import Program
+from .sites import Params
+from .structure import engine_state
+from .verbs import program_on
+
+METHODS = ("laplace", "bootstrap")
+INSIDE = 1e-9  # a probability estimated as 0 is moved this far inside before unconstrained space is entered
+
+
+def sample_posterior(fit: Any, dataset: Dataset, num: int, seed: int) -> dict[str, Tensor]:
+    """Draws (num, N) of every latent of a row, jointly, and the params (num, *shape)."""
+    with engine_state(seed):
+        program, params = program_on(fit, dataset)
+        found = latent_draws(program, params, num)
+    return {**{name: value.expand(num, *value.shape) for name, value in fit.params.items()}, **found}
+
+
+def latent_draws(program: Program, params: Params, num: int) -> dict[str, Tensor]:
+    """Joint draws (num, N) of the latents of each row under one set of params."""
+    if not program.structure.latents:
+        return {}
+    configuration = dist.Categorical(joint_posterior(program, params)).sample((num,))
+    out = {}
+    for name, size in reversed(list(zip(program.structure.latents, program.layout.sizes, strict=True))):
+        out[name] = configuration % size
+        configuration = configuration // size
+    return dict(reversed(out.items()))
+
+
+def param_draws(fit: Any, num: int, method: str, seed: int) -> dict[str, Tensor]:
+    """Draws (num, *shape) of the params around their estimate."""
+    if method not in METHODS:
+        raise OptionError(f"draws: met {method!r}, expected one of {', '.join(METHODS)}")
+    return laplace(fit, num, seed) if method == "laplace" else bootstrap(fit, num, seed)
+
+
+def laplace(fit: Any, num: int, seed: int) -> dict[str, Tensor]:
+    """Normal draws in unconstrained space, of precision minus the Hessian of log p(x) at the estimate.
+
+    Directions along which log p(x) is flat (a probability estimated as 0) are held still.
+
+    Raises
+    ------
+    ModelError
+        The estimate is no local maximum along some direction: use ``"bootstrap"``.
+    """
+    with engine_state(seed):
+        program, _ = program_on(fit, fit.adapted(None))
+        weights = None if fit.weights is None else torch.as_tensor(fit.weights, dtype=torch.float64)
+        transforms = {name: biject_to(program.structure.params[name].constraint) for name in fit.params}
+        free = {name: transforms[name].inv(_inside(program, name, value)) for name, value in fit.params.items()}
+        flat = torch.cat([value.flatten() for value in free.values()])
+
+        def unpack(vector: Tensor) -> Params:
+            parts = vector.split([value.numel() for value in free.values()])
+            return {n: transforms[n](p.reshape(free[n].shape)).unsqueeze(0) for n, p in zip(free, parts, strict=True)}
+
+        def bound(vector: Tensor) -> Tensor:
+            params = unpack(vector)
+            rows = program.row_log_prob(params).squeeze(1)
+            return (rows if weights is None else rows * weights).sum() + log_prior(program, params).sum()
+
+        hessian = torch.autograd.functional.hessian(bound, flat)
+        values, vectors = torch.linalg.eigh(-0.5 * (hessian + hessian.mT))
+        flatness = 1e-8 * values.abs().max()
+        if (values < -1e-4 * values.abs().max()).any():
+            raise ModelError('laplace: the estimate is no maximum along every direction of the params; use draws="bootstrap"')
+        spread = torch.where(values > flatness, values.clamp_min(flatness).rsqrt(), 0.0)
+        noise = torch.randn(num, len(flat)) * spread
+        drawn = [unpack(flat + vectors @ one) for one in noise]
+        return {name: torch.stack([d[name].squeeze(0) for d in drawn]).detach() for name in fit.params}
+
+
+def _inside(program: Program, name: str, value: Tensor) -> Tensor:
+    constraint = program.structure.params[name].constraint
+    while hasattr(constraint, "base_constraint"):
+        constraint = constraint.base_constraint
+    if type(constraint).__name__ == "_Simplex":
+        value = value.clamp_min(INSIDE)
+        return value / value.sum(-1, keepdim=True)
+    if hasattr(constraint, "lower_bound") and hasattr(constraint, "upper_bound"):
+        low, high = constraint.lower_bound, constraint.upper_bound
+        return value.clamp(low + INSIDE * (high - low), high - INSIDE * (high - low))
+    return value.clamp_min(INSIDE) if hasattr(constraint, "lower_bound") and constraint.lower_bound == 0 else value
+
+
+def bootstrap(fit: Any, num: int, seed: int) -> dict[str, Tensor]:
+    """Params refitted to data simulated from the fit, from the fit's own params, labels aligned with it."""
+    from .em import em  # the driver makes fits, and fits can ask it for more
+
+    rows = round(fit.num_rows)
+    drawn = []
+    with engine_state(seed):
+        program, _ = program_on(fit, fit.adapted(None))
+        cells = label_cells(program)
+        sets = [simulate(fit, empty_rows(fit, rows), fit.params) for _ in range(num)]
+    for values in sets:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            again = em(fit.pair, values, start=fit.params, max_iters=500, tol=1e-8, progress=False)
+        drawn.append(relabel(again.params, fit.params, cells))
+    return {name: torch.stack([d[name] for d in drawn]) for name in fit.params}

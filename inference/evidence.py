@@ -1,0 +1,54 @@
+"""Log evidence by summing out enumerated latents, and its backward pass.
+
+Every factor is a tensor ``(n, R, e_1..e_M, *plates)``: rows, restarts, one dim per enumerated latent, then the plates that hold
+latents of their own. The gradient of log p(x) with respect to a factor is the posterior expected count of each of its
+configurations (Darwiche 2003): the E-step of every model is this one backward pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Elimination(NamedTuple):
+    """Order of summation: for each group of plates, deepest first, the axes of its latents and of its plates."""
+
+    latents: tuple[int, ...]
+    plates: tuple[int, ...]
+
+
+def log_evidence(factors: Sequence[Tensor], order: Sequence[Elimination]) -> Tensor:
+    """log p(x_n) of each row and restart, (n, R)."""
+    remaining = list(factors)
+    for step in order:
+        for axis in step.latents:
+            # only factors that speak of the latent meet, so the largest table is the model's own clique
+            inside = [f for f in remaining if f.shape[axis] > 1]
+            if not inside:
+                continue
+            joint = inside[0]
+            for factor in inside[1:]:
+                joint = joint + factor
+            remaining = [f for f in remaining if f.shape[axis] == 1]
+            remaining.append(joint.logsumexp(axis, keepdim=True))
+        if step.plates:
+            remaining = [f.sum(step.plates, keepdim=True) for f in remaining]
+    total = remaining[0]
+    for factor in remaining[1:]:
+        total = total + factor
+    return total.flatten(2).squeeze(-1)
+
+
+def posterior(
+    factors: Sequence[Tensor], order: Sequence[Elimination], weights: Tensor | None = None
+) -> tuple[Tensor, list[Tensor]]:
+    """Log evidence (n, R), and the posterior expected counts of each factor, shaped like it and weighted by row."""
+    leaves = [f.detach().requires_grad_() for f in factors]
+    with torch.enable_grad():
+        rows = log_evidence(leaves, order)
+        total = rows.sum() if weights is None else (rows * weights.unsqueeze(-1)).sum()
+    return rows.detach(), list(torch.autograd.grad(total, leaves))

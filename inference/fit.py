@@ -1,0 +1,232 @@
+"""The result of a fit, and its verbs: each written once, for every model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from pyro.distributions import constraints
+from torch import Tensor
+
+from . import draws, generate, groups, saving, verbs
+from .data import DataError, Dataset, Schema, adapt
+from .decompose import HalfStep, half_steps
+from .modes import ModeMap, Outcome
+from .pair import Pair
+from .program import Program
+from .structure import engine_state
+
+
+@dataclass(frozen=True, repr=False)
+class Fit:
+    """What a driver returns. Plain values; every verb takes data, or uses those it was fitted to while they are in memory.
+
+    Attributes
+    ----------
+    params : dict of Tensor
+        Learned values by name: params, and (MAP) latents that all rows share.
+    history : Tensor (iterations + 1,)
+        The bound at the start and after each iteration.
+    converged : bool
+        Whether the tolerance was met.
+    log_likelihood : float
+        log p(x) at `params`, weighted by row, priors left out.
+    num_parameters : int
+        Free dimensions of the params.
+    num_rows : float
+        Rows, or their total weight.
+    mode_map : ModeMap
+        The distinct optima of all restarts.
+    reason : str
+        Why this inference, in words, where it was picked automatically.
+    """
+
+    pair: Pair
+    inference: str
+    params: dict[str, Tensor]
+    history: Tensor
+    converged: bool
+    log_likelihood: float
+    num_parameters: int
+    num_rows: float
+    entropy: float
+    mode_map: ModeMap
+    start: dict[str, Tensor]
+    seed: int
+    schema: Schema
+    reason: str = ""
+    versions: dict[str, str] = field(default_factory=dict)
+    data: Dataset | None = field(default=None, compare=False)
+    weights: Any = field(default=None, compare=False)
+
+    score_kind = "exact"
+
+    # --- how good ---------------------------------------------------------------------------------------------------
+
+    @property
+    def aic(self) -> float:
+        """Akaike's criterion, smaller is better."""
+        return -2 * self.log_likelihood + 2 * self.num_parameters
+
+    @property
+    def bic(self) -> float:
+        """Schwarz's criterion, smaller is better."""
+        return -2 * self.log_likelihood + self.num_parameters * math.log(self.num_rows)
+
+    @property
+    def icl(self) -> float:
+        """Integrated completed likelihood (Biernacki et al. 2000), smaller is better: BIC + 2 * entropy of the latents."""
+        return self.bic + 2 * self.entropy
+
+    def score(self, data: Any = None) -> Tensor:
+        """log p(x_n) of each row, (N,), exact: latents summed out, missing cells integrated out."""
+        return verbs.score(self, self.adapted(data))
+
+    # --- latents ----------------------------------------------------------------------------------------------------
+
+    def latents(self, data: Any = None) -> dict[str, Tensor]:
+        """Posterior of each latent of a row: probabilities (N, K) by site, (N, plates, K) inside further plates."""
+        return verbs.latents(self, self.adapted(data))
+
+    def clusters(self, data: Any = None) -> Tensor:
+        """The most probable value (N,) of the model's one latent of a row."""
+        found = self.latents(data)
+        if len(found) != 1:
+            raise DataError(f"clusters: the model has {len(found)} latents per row ({', '.join(found)}); use latents(x)[site].argmax(-1)")
+        return next(iter(found.values())).argmax(-1)
+
+    def posterior(self, site: str, data: Any = None) -> Any:
+        """The posterior of one latent as a Pyro distribution: Categorical for a latent of a row, Delta for a shared one."""
+        if site in self.params:
+            return dist.Delta(self.params[site])
+        found = self.latents(data)
+        if site not in found:
+            raise DataError(f"posterior: no latent named '{site}'; the model has {sorted([*found, *self.params])}")
+        return dist.Categorical(found[site])
+
+    def sample_posterior(self, num: int = 1000, data: Any = None, seed: int = 0) -> dict[str, Tensor]:
+        """Draws (num, N, ...) of every latent of a row given the data, and the params beside them."""
+        return draws.sample_posterior(self, self.adapted(data), num, seed)
+
+    # --- new data and missing cells ---------------------------------------------------------------------------------
+
+    def generate(self, num: int = 1, given: Mapping[str, Any] | None = None, seed: int = 0) -> Any:
+        """`num` new rows, in the form the data came in. `given` fixes latents or observed sites by name."""
+        return generate.generate(self, num, dict(given or {}), seed)
+
+    def reconstruct(self, data: Any = None) -> Any:
+        """Each row's posterior predictive: its expected value (for categories the most probable), in the form it came in."""
+        return generate.reconstruct(self, self.adapted(data))
+
+    def impute(self, data: Any = None) -> Any:
+        """The data with missing cells at their conditional expectation (for categories the most probable)."""
+        return generate.impute(self, self.adapted(data))
+
+    # --- uncertainty, export, pictures ------------------------------------------------------------------------------
+
+    def param_draws(self, num: int = 100, method: str = "laplace", seed: int = 0) -> dict[str, Tensor]:
+        """Draws (num, *shape) of the params: "laplace" or "bootstrap" (parametric, refitted, labels aligned)."""
+        return draws.param_draws(self, num, method, seed)
+
+    def to_arviz(self, draws: str | None = None, num_draws: int = 100, data: Any = None, seed: int = 0) -> Any:
+        """InferenceData (ArviZ 0.x) or DataTree (1.x): one draw of the params, or `num_draws` by "laplace" or "bootstrap"."""
+        return groups.to_arviz(self, self.adapted(data), draws, num_draws, seed)
+
+    def half_steps(self, num_iters: int = 8, data: Any = None) -> list[HalfStep]:
+        """log p(x) = ELBO + KL as numbers around each E-step and M-step, from this fit's own start."""
+        return half_steps(self, self.adapted(data), num_iters)
+
+    def plot(self, kind: str | None = None, data: Any = None) -> Any:
+        """A matplotlib Figure: the family's picture, or one of `plots.KINDS` by name."""
+        from . import plots
+
+        return plots.plot(self, kind, data)
+
+    # --- words and disk ---------------------------------------------------------------------------------------------
+
+    def summary(self) -> str:
+        """A page a person can read: what was fitted, how well, and what was found."""
+        return verbs.summary(self)
+
+    def save(self, folder: str | Path) -> Path:
+        """Write a run folder (safetensors and JSON, no pickle), atomically. The data are not in it."""
+        return saving.save(self, folder)
+
+    def because(self, reason: str) -> Fit:
+        """The same fit, saying why its inference was picked."""
+        return replace(self, reason=reason)
+
+    def adapted(self, data: Any) -> Dataset:
+        """Data as this fit's model takes them, with the columns and labels of training."""
+        if data is not None:
+            return adapt(data, self.schema)
+        if self.data is None:
+            raise DataError("this fit was loaded from a folder, which holds no data: pass the data")
+        return self.data
+
+    def __repr__(self) -> str:
+        name = self.pair.origin.name if self.pair.origin else getattr(self.pair.model, "__name__", "model")
+        state = "converged" if self.converged else "not converged"
+        return f"Fit({name}, {self.inference}, log_likelihood={self.log_likelihood:.4f}, {state})"
+
+
+def finish(
+    pair: Pair,
+    dataset: Dataset,
+    program: Program,
+    best: Outcome,
+    modes: ModeMap,
+    share: Tensor | None,
+    *,
+    inference: str,
+    seed: int,
+    weights: Any,
+) -> Fit:
+    """Make the `Fit` of the best outcome."""
+    params = {name: value.cpu() for name, value in best.params.items()}
+    batch = {name: value.unsqueeze(0) for name, value in best.params.items()}
+    with torch.no_grad():
+        log_likelihood = program.expectations(batch, share).log_prob[0].item()
+    rows = float(program.num_rows if share is None else share.sum())
+    free = sum(free_dims(program.structure.params[name].constraint, value) for name, value in params.items())
+    return Fit(
+        pair,
+        inference,
+        params,
+        torch.tensor(best.history, dtype=torch.float64),
+        best.converged,
+        log_likelihood,
+        free,
+        rows,
+        verbs.entropy(program, batch, share),
+        modes,
+        {name: value.cpu() for name, value in best.start.items()},
+        seed,
+        dataset.schema,
+        versions=saving.versions(),
+        data=dataset,
+        weights=weights,
+    )
+
+
+def free_dims(constraint: object, value: Tensor) -> int:
+    """Dimensions along which a param of this constraint can move."""
+    while isinstance(constraint, constraints.independent):
+        constraint = constraint.base_constraint
+    size = value.shape[-1] if value.dim() else 1
+    if constraint is constraints.simplex:
+        return value.numel() // size * (size - 1)
+    triangular = (constraints.positive_definite, constraints.lower_cholesky, constraints.softplus_lower_cholesky)
+    if any(constraint is c for c in triangular):
+        return value.numel() // size**2 * (size * (size + 1) // 2)
+    if constraint is constraints.corr_cholesky:
+        return value.numel() // size**2 * (size * (size - 1) // 2)
+    return value.numel()
+
+
+__all__ = ["Fit", "engine_state", "finish", "free_dims"]

@@ -1,0 +1,188 @@
+"""New rows, reconstructions and imputations, in the form the data came in.
+
+Which cells of the data a site observes is read from one run on the data themselves, marked as a `Symbol`; so a model that
+observes column by column and one that observes whole rows are served alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import pyro.distributions as dist
+import torch
+from pyro import poutine
+from pyro.poutine.messenger import Messenger
+from torch import Tensor
+
+from .data import DataError, Dataset, map_tensors, template
+from .errors import ModelError
+from .patterns import find_patterns
+from .program import Program
+from .sites import Layout, Params
+from .structure import Bind, engine_state, sample_sites
+from .symbols import Symbol, plain, provenance, symbol
+from .verbs import program_on
+
+
+class Draw(Messenger):
+    """Sample the observed sites anew; hold the sites of `given` at their values."""
+
+    def __init__(self, given: dict[str, Tensor]) -> None:
+        super().__init__()
+        self.given = given
+
+    def _pyro_sample(self, msg: dict) -> None:
+        if msg["name"] in self.given:
+            msg["value"], msg["done"] = self.given[msg["name"]], True
+        elif msg["is_observed"] and not poutine.util.site_is_subsample(msg):
+            msg["is_observed"], msg["value"], msg["done"] = False, None, False
+
+
+def generate(fit: Any, num: int, given: dict[str, Any], seed: int) -> Any:
+    """`num` new rows from the fitted model."""
+    if num < 1:
+        raise DataError(f"generate: met num={num}, expected at least 1 row")
+    values = empty_rows(fit, num)
+    with engine_state(seed), torch.no_grad():
+        out = simulate(fit, values, fit.params, given)
+    return fit.schema.decode(out) if isinstance(out, Tensor) else out
+
+
+def empty_rows(fit: Any, num: int) -> Any:
+    """Something of the data's form with `num` rows, for the model to read its sizes from."""
+    if fit.data is not None:
+        return template(fit.data.values, num)
+    if fit.schema.container == "structure":
+        raise DataError("generate: this fit was loaded from a folder and its data are a structure: fit.adapted(data) first")
+    return torch.zeros((num,) if fit.schema.width is None else (num, fit.schema.width), dtype=torch.float64)
+
+
+def simulate(fit: Any, values: Any, params: dict[str, Tensor], given: dict[str, Any] | None = None) -> Any:
+    """Data drawn from the model under `params`, shaped like `values`; a dict of sites where the model observes computed values."""
+    fixed = {name: torch.as_tensor(value) for name, value in (given or {}).items()}
+    marked = map_tensors(lambda t: symbol(t, "data"), values) if isinstance(values, Tensor) else values
+    with Bind(params):
+        known = sample_sites(poutine.trace(fit.pair.model).get_trace(marked))
+        unknown = sorted(set(fixed) - set(known))
+        if unknown:
+            raise DataError(f"generate: given names {unknown}, which are no sites of the model: it has {sorted(known)}")
+        with Draw(fixed):
+            drawn = sample_sites(poutine.trace(fit.pair.model).get_trace(values))
+    observed = [name for name, site in known.items() if site["is_observed"]]
+    places = {name: provenance(known[name]["value"]) for name in observed}
+    if not isinstance(values, Tensor) or any(p is None or p.index is None for p in places.values()):
+        return {name: plain(drawn[name]["value"]) for name in observed}
+    out = values.to(torch.float64).clone().flatten()
+    for name in observed:
+        index = places[name].index  # type: ignore[union-attr]
+        out[index.flatten()] = plain(drawn[name]["value"]).expand(index.shape).to(out).flatten()
+    return _as_given(out.reshape(values.shape), values)
+
+
+def _as_given(out: Tensor, values: Tensor) -> Tensor:
+    whole = not values.is_floating_point() and bool((out == out.floor()).all())
+    return out.to(values.dtype) if whole else out
+
+
+# --- expected values --------------------------------------------------------------------------------------------------
+
+
+class Expected(NamedTuple):
+    """What a site is expected to hold, and which cells of the data it observes; rows first."""
+
+    value: Tensor  # (N, ...)
+    index: Tensor | None
+
+
+def reconstruct(fit: Any, dataset: Dataset) -> Any:
+    """Every observed cell at its expected value given its row."""
+    return _fill(fit, dataset, everywhere=True)
+
+
+def impute(fit: Any, dataset: Dataset) -> Any:
+    """Missing cells at their expected value given the rest of their row."""
+    return _fill(fit, dataset, everywhere=False)
+
+
+def _fill(fit: Any, dataset: Dataset, everywhere: bool) -> Any:
+    values = dataset.values
+    if not isinstance(values, Tensor):
+        raise DataError("reconstruct and impute take data of one tensor or table; this model's data are a structure")
+    with engine_state(fit.seed), torch.no_grad():
+        program, params = program_on(fit, dataset)
+        with Bind(fit.params):
+            known = sample_sites(poutine.trace(poutine.enum(fit.pair.model, first_available_dim=-1 - program.layout.nesting)).get_trace(symbol(values, "data")))
+        out = values.to(torch.float64).clone().flatten()
+        table = joint_posterior(program, params)
+        for name in program.structure.observed:
+            known_value = known[name]["value"]
+            place = provenance(known_value)
+            if place is None or place.index is None:
+                raise ModelError(f"site '{name}' observes values computed from the data, so they cannot be put back in place")
+            site = known[name]
+            inner = len(site["fn"].event_shape)
+            cells = program.layout.rows_first(place.index, inner)
+            expected = expected_value(site["fn"], program.layout, table, program.layout.rows_first(plain(known_value), inner), everywhere)
+            missing = out[cells.flatten()].isnan()
+            chosen = slice(None) if everywhere else missing
+            out[cells.flatten()[chosen]] = expected.expand(cells.shape).flatten()[chosen]
+    return dataset.schema.decode(_as_given(out.reshape(values.shape), values))
+
+
+def joint_posterior(program: Program, params: Params) -> Tensor:
+    """p(z_1..z_M | x_n) of the latents of a row, (N, E): all configurations of a row as one table."""
+    if any(step.plates for step in program.order):
+        raise ModelError("a latent lies in a plate of its own inside the rows: joint posteriors are not tabulated for it")
+    return torch.cat([table.flatten(1) for table in program.joint_posteriors(params)])
+
+
+def expected_value(fn: Any, layout: Layout, table: Tensor, value: Tensor, everywhere: bool) -> Tensor:
+    """Mixture over configurations of a site's expected value, (N, ...). Categories: the most probable."""
+    inner = len(fn.event_shape)
+    base, declared = fn, 0
+    while isinstance(base, dist.Independent):
+        declared += base.reinterpreted_batch_ndims
+        base = base.base_dist
+    if isinstance(base, dist.MultivariateNormal) and not declared and not everywhere:
+        return _conditional_mean(base, layout, table, value)
+    if isinstance(base, dist.Categorical):
+        return _mix(layout, table, base.probs, declared + 1).argmax(-1).to(torch.float64)
+    return _mix(layout, table, base.mean, inner)
+
+
+def _mix(layout: Layout, table: Tensor, mean: Tensor, inner: int) -> Tensor:
+    return sum(weight.reshape(-1, *(1,) * (part.dim() - 1)) * part for weight, part in _parts(layout, table, mean, inner))  # type: ignore[return-value]
+
+
+def _parts(layout: Layout, table: Tensor, tensor: Tensor, inner: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """For each configuration: its posterior by row (N,), and a site's tensor under it, (N or 1, plates, inner)."""
+    canonical = layout.canonical(tensor, inner, keep_rows=True)
+    assert canonical is not None
+    count = len(layout.latents)
+    sizes = layout.sizes
+    full = canonical.expand(*sizes, *canonical.shape[count:]).reshape(-1, *canonical.shape[count:])
+    yield from ((table[:, e], full[e]) for e in range(len(full)))
+
+
+def _conditional_mean(fn: Any, layout: Layout, table: Tensor, value: Tensor) -> Tensor:
+    shape, value = value.shape, value.reshape(len(value), value.shape[-1]).to(torch.float64)
+    patterns = find_patterns(value)
+    out = torch.zeros_like(value)
+    covariances = (part for _, part in _parts(layout, table, fn.covariance_matrix, 2))
+    for (weight, loc), covariance in zip(_parts(layout, table, fn.loc, 1), covariances, strict=True):
+        loc = loc.reshape(-1, loc.shape[-1])
+        covariance = covariance.reshape(-1, *covariance.shape[-2:])
+        for number, (seen, unseen) in enumerate(patterns.distinct):
+            rows = (patterns.of_row == number).nonzero().flatten()
+            own_loc = loc[rows] if len(loc) > 1 else loc
+            own = covariance[rows] if len(covariance) > 1 else covariance
+            away = (value[rows][:, seen] - own_loc[:, seen]).unsqueeze(-1)
+            moved = own[:, unseen][:, :, seen] @ torch.linalg.solve(own[:, seen][:, :, seen], away)
+            filled = value[rows].clone()
+            filled[:, unseen] = own_loc[:, unseen] + moved.squeeze(-1)
+            out[rows] += weight[rows].unsqueeze(-1) * filled
+    return out.reshape(shape)
+
+
+__all__ = ["Symbol", "generate", "impute", "reconstruct", "simulate"]

@@ -1,0 +1,114 @@
+"""Missing cells: NaN in an observed value is marginalised exactly, by one handler, for every model.
+
+NaN is filled before anything is computed, and the filled cells take no part, so no gradient meets a NaN (pyro#2447).
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from functools import singledispatch
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from pyro.distributions.torch_distribution import TorchDistribution
+from pyro.poutine.messenger import Messenger
+from torch import Tensor
+
+from .errors import ModelError
+
+
+@singledispatch
+def marginal_log_prob(fn: Any, value: Tensor, observed: Tensor) -> Tensor:
+    """log density of the observed cells of `value`; the others are integrated out.
+
+    Parameters
+    ----------
+    value : Tensor
+        Event-shaped values without NaN.
+    observed : Tensor of bool
+        Like `value`.
+    """
+    log_prob = fn.log_prob(value)
+    if fn.event_dim == 0:
+        return torch.where(observed, log_prob, 0.0)
+    whole, some = observed.flatten(-fn.event_dim).all(-1), observed.flatten(-fn.event_dim).any(-1)
+    if (whole != some).any():
+        raise ModelError(
+            f"{type(fn).__name__} has events with only some cells missing, and no rule for their marginal density: "
+            f"give whole rows, or whole rows of NaN"
+        )
+    return torch.where(whole, log_prob, 0.0)
+
+
+@marginal_log_prob.register(dist.Independent)
+def _(fn, value, observed):
+    inner = marginal_log_prob(fn.base_dist, value, observed)
+    return inner.flatten(inner.dim() - fn.reinterpreted_batch_ndims).sum(-1) if fn.reinterpreted_batch_ndims else inner
+
+
+@marginal_log_prob.register(dist.MultivariateNormal)
+def _(fn, value, observed):
+    """Row by row density of the observed cells: the unseen ones are given unit, independent variance and taken out again."""
+    both = observed.unsqueeze(-1) & observed.unsqueeze(-2)
+    eye = torch.eye(value.shape[-1], dtype=value.dtype, device=value.device)
+    covariance = torch.where(both, fn.covariance_matrix, eye)
+    tril = torch.linalg.cholesky(covariance)
+    deviation = torch.where(observed, value - fn.loc, 0.0)
+    white = torch.linalg.solve_triangular(tril, deviation.unsqueeze(-1), upper=False).squeeze(-1)
+    log_det = tril.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+    return -0.5 * (white**2).sum(-1) - log_det - 0.5 * observed.sum(-1) * torch.log(torch.tensor(2 * torch.pi))
+
+
+class PartlyObserved(TorchDistribution):
+    """A distribution met with values that have missing cells; scores the observed ones."""
+
+    def __init__(self, fn: Any, observed: Tensor) -> None:
+        self.fn, self.observed = fn, observed
+        super().__init__(fn.batch_shape, fn.event_shape, validate_args=False)
+
+    @property
+    def support(self) -> Any:
+        return self.fn.support
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        return marginal_log_prob(self.fn, value, self.observed)
+
+    def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:
+        return self.fn.rsample(sample_shape)
+
+    def sample(self, sample_shape: Any = torch.Size()) -> Tensor:
+        return self.fn.sample(sample_shape)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> PartlyObserved:
+        return PartlyObserved(self.fn.expand(batch_shape), self.observed)
+
+
+class Missing(Messenger):
+    """At each observed site with NaN: fill the cells, score the rest."""
+
+    def _pyro_sample(self, msg: dict) -> None:
+        value = msg["value"]
+        if not msg["is_observed"] or value is None or not value.is_floating_point():
+            return
+        observed = ~value.isnan()
+        if observed.all():
+            return
+        msg["value"] = torch.where(observed, value, filler(msg["fn"]).to(value))
+        msg["fn"] = PartlyObserved(msg["fn"], observed)
+
+
+def filler(fn: Any) -> Tensor:
+    """A value inside the support, broadcastable to the event."""
+    while isinstance(fn, dist.Independent):
+        fn = fn.base_dist
+    for number in (0.0, 0.5, 1.0):
+        value = torch.full(fn.event_shape, number)
+        if fn.support.check(value).all():
+            return value
+    return fn.sample()
+
+
+def scoring(has_missing: bool) -> AbstractContextManager[Any]:
+    """Score missing cells where the data have any."""
+    return Missing() if has_missing else nullcontext()

@@ -1,0 +1,50 @@
+"""The contract: a latent variable model is a pair of plain Pyro functions of the data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+Model = Callable[[Any], Any]
+Initialize = Callable[[Any, torch.Generator], Mapping[str, torch.Tensor]]
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a pair comes from: what a run folder needs to build it again."""
+
+    name: str
+    factory: str  # "package.module:function"
+    hyperparameters: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A Pyro model with, where it has them, its guide and its starting values.
+
+    Parameters
+    ----------
+    model : callable
+        ``model(data)``, a Pyro program. Rows live in ``pyro.plate("data", len(data))``; what is unknown per row is sampled
+        inside that plate, discrete latents with ``infer={"enumerate": "parallel"}``; what is learned by maximum likelihood
+        is a ``pyro.param``; what has a prior is a ``pyro.sample`` outside the plate.
+    guide : callable, optional
+        ``guide(data)``, of the same signature. ``None`` means: derive one (exact EM needs none).
+    initialize : callable, optional
+        ``initialize(data, generator)`` returns starting values by name, drawn with the ``torch.Generator`` given.
+        Without it the first start is what the model declares, and further restarts are jittered around it.
+    """
+
+    model: Model
+    guide: Model | None = None
+    initialize: Initialize | None = None
+    origin: Origin | None = field(default=None, kw_only=True, compare=False)
+
+    def __post_init__(self) -> None:
+        for name, optional in (("model", False), ("guide", True), ("initialize", True)):
+            value = getattr(self, name)
+            if not callable(value) and not (optional and value is None):
+                raise TypeError(f"Pair: {name} must be a function, met {type(value).__name__}")

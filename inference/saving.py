@@ -1,0 +1,74 @@
+"""A fit on disk: a run folder of plain tensors and JSON. Loading builds the pair from the registry, never from the folder."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .data import Schema
+from .modes import Mode, ModeMap
+from .runs import write_run
+
+
+def versions() -> dict[str, str]:
+    """Versions of what a fit was computed with."""
+    out = {}
+    for name in ("latentzoo", "torch", "pyro-ppl", "numpy"):
+        try:
+            out[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            out[name] = "not installed"
+    return out
+
+
+def save(fit: Any, folder: str | Path) -> Path:
+    """Write a fit to a folder."""
+    arrays = {f"params/{name}": value for name, value in fit.params.items()}
+    arrays |= {f"start/{name}": value for name, value in fit.start.items()}
+    arrays["history"] = fit.history
+    modes = []
+    for number, mode in enumerate(fit.mode_map):
+        arrays |= {f"modes/{number}/{name}": value for name, value in mode.params.items()}
+        facts = ("bound", "count", "distance", "converged", "degenerate")
+        modes.append({fact: getattr(mode, fact) for fact in facts})
+    arrays["bounds"] = torch.tensor(fit.mode_map.bounds, dtype=torch.float64)
+    origin = fit.pair.origin
+    record = {
+        "kind": "fit",
+        "inference": fit.inference,
+        "reason": fit.reason,
+        "converged": fit.converged,
+        "log_likelihood": fit.log_likelihood,
+        "num_parameters": fit.num_parameters,
+        "num_rows": fit.num_rows,
+        "entropy": fit.entropy,
+        "seed": fit.seed,
+        "schema": fit.schema.to_json(),
+        "modes": modes,
+        "failed": fit.mode_map.failed,
+        "versions": fit.versions,
+        "origin": None if origin is None else {"name": origin.name, "factory": origin.factory, "hyperparameters": origin.hyperparameters},
+    }
+    return write_run(folder, arrays, record)
+
+
+def restored(arrays: dict[str, torch.Tensor], record: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a `Fit` (all but its pair) from what `read_run` gave."""
+
+    def under(prefix: str) -> dict[str, torch.Tensor]:
+        return {name.removeprefix(prefix): value for name, value in arrays.items() if name.startswith(prefix)}
+
+    modes = tuple(Mode(**facts, params=under(f"modes/{number}/")) for number, facts in enumerate(record["modes"]))
+    bounds = tuple(arrays["bounds"].tolist())
+    plain = ("inference", "reason", "converged", "log_likelihood", "num_parameters", "num_rows", "entropy", "seed", "versions")
+    return {
+        **{name: record[name] for name in plain},
+        "params": under("params/"),
+        "start": under("start/"),
+        "history": arrays["history"],
+        "schema": Schema.from_json(record["schema"]),
+        "mode_map": ModeMap(modes, bounds, record["failed"]),
+    }

@@ -1,0 +1,230 @@
+"""Reading a model once: run it under enumeration on its data, and keep what an engine must know.
+
+No log probability is computed here and every broadcast stays lazy, so reading costs next to nothing at any number of rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.distributions.torch_distribution import TorchDistributionMixin
+from pyro.poutine.messenger import Messenger
+from torch import Tensor
+from torch.distributions import constraints
+
+from .errors import ModelError
+from .symbols import plain, symbol
+
+DATA_PLATE = "data"
+ROOM_FOR_PLATES = 8  # dims kept free for plates while their number is not yet known
+
+
+class Param(NamedTuple):
+    """Something learned as a point: a `pyro.param`, or (MAP) a continuous latent that all rows share."""
+
+    value: Tensor
+    constraint: Any
+    prior: Any  # the latent's site in the trace, None for a pyro.param
+
+
+class Latent(NamedTuple):
+    """A discrete latent of each row, summed out by enumeration."""
+
+    cardinality: int
+    dim: int  # the negative dim that enumeration gave it
+    plates: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Structure:
+    """What one run of the model says about it."""
+
+    params: dict[str, Param]
+    latents: dict[str, Latent]
+    continuous: tuple[str, ...]  # continuous latents of each row: exact EM cannot sum them
+    observed: tuple[str, ...]
+    plates: dict[str, tuple[int, int]]  # name -> (dim, size)
+    data_plate: str
+    num_rows: int
+    trace: Any
+
+    @property
+    def data_dim(self) -> int:
+        return self.plates[self.data_plate][0]
+
+    @property
+    def nesting(self) -> int:
+        return max((-dim for dim, _ in self.plates.values()), default=0)
+
+
+class Bind(Messenger):
+    """Give params, and latents shared by all rows, the values of `values`; note what the model declares.
+
+    With ``symbols=True`` every bound value is a `Symbol`, so the arguments of each site tell where they come from.
+    """
+
+    def __init__(self, values: Mapping[str, Tensor], symbols: bool = False) -> None:
+        super().__init__()
+        self.values, self.symbols = values, symbols
+        self.declared: dict[str, Param] = {}
+
+    def _pyro_param(self, msg: dict) -> None:
+        if msg["name"] in self.values:
+            msg["value"], msg["done"] = self.values[msg["name"]], True
+
+    def _pyro_post_param(self, msg: dict) -> None:
+        constraint = msg["kwargs"].get("constraint", msg["args"][2] if len(msg["args"]) > 2 else constraints.real)
+        self._declare(msg, constraint, None)
+
+    def _pyro_sample(self, msg: dict) -> None:
+        if not is_shared_latent(msg):
+            return
+        value = self.values.get(msg["name"])
+        msg["value"] = prior_center(msg["fn"]) if value is None else value
+        msg["done"] = True
+
+    def _pyro_post_sample(self, msg: dict) -> None:
+        if is_shared_latent(msg):
+            self._declare(msg, msg["fn"].support, msg)
+
+    def _declare(self, msg: dict, constraint: Any, prior: Any) -> None:
+        value = msg["value"]
+        self.declared[msg["name"]] = Param(plain(value), constraint, prior)
+        if self.symbols:
+            msg["value"] = symbol(value, msg["name"])
+
+
+def is_shared_latent(msg: dict) -> bool:
+    """A continuous latent outside the data plate: unknown once, not per row."""
+    return (
+        not msg["is_observed"]
+        and isinstance(msg["fn"], TorchDistributionMixin)
+        and not msg["fn"].support.is_discrete
+        and not any(frame.name == DATA_PLATE for frame in msg["cond_indep_stack"])
+        and not poutine.util.site_is_subsample(msg)
+    )
+
+
+def prior_center(fn: Any) -> Tensor:
+    """The prior's mean where it has one inside its support, otherwise a draw."""
+    try:
+        mean = fn.mean
+        if torch.isfinite(mean).all() and fn.support.check(mean).all():
+            return mean.clone()
+    except (NotImplementedError, AttributeError):
+        pass
+    return fn.sample()
+
+
+@contextmanager
+def engine_state(seed: int | None = None, device: Any = "cpu") -> Iterator[None]:
+    """Run a model in float64 on `device`, its own param store and random state; the caller's are left untouched."""
+    dtype = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        with (
+            pyro.validation_enabled(False),
+            torch.random.fork_rng(enabled=seed is not None),
+            pyro.get_param_store().scope(),
+            # on the CPU the default device is left alone: setting it slows every torch call
+            nullcontext() if torch.device(device).type == "cpu" else torch.device(device),
+        ):
+            if seed is not None:
+                torch.manual_seed(seed)
+            yield
+    finally:
+        torch.set_default_dtype(dtype)
+
+
+def run(model: Any, data: Any, bind: Bind, nesting: int) -> Any:
+    """One trace of the model with every discrete latent enumerated to the left of `nesting` plate dims."""
+    with bind:
+        return poutine.trace(poutine.enum(model, first_available_dim=-1 - nesting)).get_trace(data)
+
+
+def read(model: Any, data: Any, values: Mapping[str, Tensor] | None = None) -> Structure:
+    """Read the structure of a model on its data.
+
+    Parameters
+    ----------
+    model : callable
+    data : what the model takes
+    values : dict, optional
+        Params to use instead of what the model declares, as float64 tensors.
+
+    Raises
+    ------
+    ModelError
+        No data plate; a latent that needs the data plate outside it; a discrete latent without its ``enumerate`` mark;
+        nothing observed.
+    """
+    values = values or {}
+    first = Bind(values)
+    sites = sample_sites(run(model, data, first, ROOM_FOR_PLATES))
+    nesting = max((-frame.dim for site in sites.values() for frame in site["cond_indep_stack"]), default=0)
+    bind = Bind({**{name: double(param.value) for name, param in first.declared.items()}, **values}, symbols=True)
+    trace = run(model, data, bind, nesting)
+    sites = sample_sites(trace)
+
+    plates = {f.name: (f.dim, int(f.size)) for site in sites.values() for f in site["cond_indep_stack"]}
+    if DATA_PLATE not in plates:
+        known = f"its plates are {sorted(plates)}" if plates else "it has no plate"
+        raise ModelError(
+            f'the model has no plate named "{DATA_PLATE}" ({known}): put the rows in pyro.plate("{DATA_PLATE}", len(data))'
+        )
+    latents, continuous, observed = {}, [], []
+    for name, site in sites.items():
+        frames = tuple(f.name for f in site["cond_indep_stack"])
+        if site["is_observed"]:
+            observed.append(name)
+        elif name in bind.declared:
+            continue
+        elif "_enumerate_dim" in site["infer"]:
+            _require_plate(name, frames)
+            size = site["fn"].enumerate_support(expand=False).shape[0]
+            latents[name] = Latent(size, site["infer"]["_enumerate_dim"], frames)
+        elif site["fn"].has_enumerate_support:
+            raise ModelError(
+                f"site '{name}' is a discrete latent that is not marked for enumeration: "
+                f'write pyro.sample("{name}", ..., infer={{"enumerate": "parallel"}})'
+            )
+        elif site["fn"].support.is_discrete:
+            raise ModelError(
+                f"site '{name}' is a discrete latent of {type(site['fn']).__name__}, whose values have no finite list to sum over: "
+                f"use a distribution with finite support, such as Categorical"
+            )
+        else:
+            continuous.append(name)
+    if not observed:
+        raise ModelError("the model observes nothing: give at least one site obs=data")
+    num_rows = plates[DATA_PLATE][1]
+    return Structure(bind.declared, latents, tuple(continuous), tuple(observed), plates, DATA_PLATE, num_rows, trace)
+
+
+def sample_sites(trace: Any) -> dict[str, Any]:
+    """The sample sites of a trace by name, plates' own bookkeeping left out."""
+    return {
+        name: site
+        for name, site in trace.nodes.items()
+        if site["type"] == "sample" and not poutine.util.site_is_subsample(site)
+    }
+
+
+def _require_plate(name: str, frames: tuple[str, ...]) -> None:
+    if DATA_PLATE not in frames:
+        raise ModelError(
+            f"site '{name}' is a discrete latent sampled outside the plate \"{DATA_PLATE}\", so all rows would share one value: "
+            f'sample it inside pyro.plate("{DATA_PLATE}", len(data))'
+        )
+
+
+def double(value: Tensor) -> Tensor:
+    """Floating values as float64, others as they are."""
+    value = plain(value.detach())
+    return value.double() if value.is_floating_point() else value

@@ -1,0 +1,138 @@
+"""Tensors that remember which cells they were gathered from.
+
+A model says ``loc[z]``. To invert that gather (an M-step pools over it) the engine runs the model once with each param
+replaced by a `Symbol`: an ordinary tensor that carries, beside its values, the numbers of the cells they came from.
+Indexing, reshaping and broadcasting act on both alike; any other operation keeps the values and drops the numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+# Functions whose output cells are cells of their first argument, moved or repeated.
+SELECTIONS = frozenset(
+    "__getitem__ expand expand_as broadcast_to broadcast_tensors view view_as reshape unsqueeze squeeze flatten unflatten "
+    "permute transpose t swapaxes swapdims movedim moveaxis select index_select narrow gather take repeat tile "
+    "repeat_interleave unbind split chunk roll flip".split()
+)
+SAME_CELLS = frozenset("contiguous clone to double float long int detach alias".split())
+TRANSPOSES = (torch.Tensor.T.__get__, torch.Tensor.mT.__get__)  # type: ignore[attr-defined]
+
+
+class Provenance(NamedTuple):
+    """Where the values of a tensor come from."""
+
+    names: frozenset[str]  # every root the values depend on
+    index: Tensor | None  # like the values: cell numbers in the one root, None when they were computed
+    operation: str | None = None  # the operation that computed them
+    normalized: bool = False  # the cells were divided by their own sum over the last dim
+
+
+class Symbol(torch.Tensor):
+    """A tensor with a `Provenance`; behaves as the plain tensor everywhere else."""
+
+    provenance: Provenance
+    total_of: Tensor | None = None  # set on x.sum(-1, keepdim=True): x, so that x / x.sum() is seen as a normalisation
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        kwargs = kwargs or {}
+        with torch._C.DisableTorchFunctionSubclass():
+            out = func(*args, **kwargs)
+            if not any(isinstance(leaf, Tensor) for leaf in _leaves(out)):
+                return out
+            name = getattr(func, "__name__", str(func))
+            if name == "broadcast_tensors":
+                operands = args[0] if len(args) == 1 and isinstance(args[0], list | tuple) else args
+                return type(out)(_expanded(a, o) for a, o in zip(operands, out, strict=True))
+            symbols = [leaf for leaf in _leaves((args, kwargs)) if isinstance(leaf, Symbol)]
+            source = args[0] if args else None
+            if len(symbols) == 1 and source is symbols[0] and source.provenance.index is not None:
+                known = source.provenance
+                if name in SAME_CELLS:
+                    return _mark(out, known)
+                if name in SELECTIONS or func in TRANSPOSES:
+                    return _mark_all(out, func(known.index, *args[1:], **kwargs), known)
+            if (normalised := _normalisation(name, args)) is not None:
+                return _mark(out, normalised)
+            names = frozenset().union(*(s.provenance.names for s in symbols))
+            result = _computed(out, names, name)
+            if name in ("sum", "logsumexp") and isinstance(result, Symbol) and _over_last_dim(args, kwargs):
+                result.total_of = source
+            return result
+
+
+def symbol(value: Tensor, name: str) -> Symbol:
+    """Mark a tensor as the root `name`, its cells numbered in reading order; autograd is kept."""
+    index = torch.arange(value.numel(), device=value.device).reshape(value.shape)
+    return _mark(value, Provenance(frozenset({name}), index))
+
+
+def provenance(value: Any) -> Provenance | None:
+    """Where a value comes from; None for a plain tensor or number, which depends on no root."""
+    return value.provenance if isinstance(value, Symbol) else None
+
+
+def plain(value: Tensor) -> Tensor:
+    """The same values as an ordinary tensor."""
+    return value.as_subclass(torch.Tensor) if isinstance(value, Symbol) else value
+
+
+def _mark(value: Tensor, known: Provenance) -> Symbol:
+    if isinstance(value, Symbol):  # an operation that returned its own input: never relabel the caller's tensor
+        value = value.as_subclass(torch.Tensor)
+    out = value.as_subclass(Symbol)
+    out.provenance = known
+    return out
+
+
+def _mark_all(out: Any, index: Any, known: Provenance) -> Any:
+    if isinstance(out, Tensor):
+        return _mark(out, known._replace(index=index))
+    return type(out)(_mark_all(o, i, known) for o, i in zip(out, index, strict=True))
+
+
+def _expanded(source: Any, out: Tensor) -> Tensor:
+    if not isinstance(source, Symbol):
+        return out
+    known = source.provenance
+    return _mark(out, known if known.index is None else known._replace(index=known.index.expand(out.shape)))
+
+
+def _computed(out: Any, names: frozenset[str], operation: str) -> Any:
+    if isinstance(out, Tensor):
+        return _mark(out, Provenance(names, None, operation))
+    if isinstance(out, list | tuple):
+        items = [_computed(o, names, operation) for o in out]
+        return type(out)(items) if type(out) in (list, tuple) else out
+    return out
+
+
+def _normalisation(name: str, args: tuple) -> Provenance | None:
+    """Provenance of ``x / x.sum(-1, keepdim=True)`` and ``x - x.logsumexp(-1, keepdim=True)``: the cells of x, normalised."""
+    if name not in ("div", "true_divide", "__truediv__", "sub", "__sub__", "subtract") or len(args) != 2:
+        return None
+    whole, total = args
+    if isinstance(total, Symbol) and total.total_of is not None and total.total_of is whole:
+        return whole.provenance._replace(normalized=True)
+    return None
+
+
+def _over_last_dim(args: tuple, kwargs: dict) -> bool:
+    dim = kwargs.get("dim", args[1] if len(args) > 1 else None)
+    keepdim = kwargs.get("keepdim", args[2] if len(args) > 2 else False)
+    return keepdim and dim in (-1, (-1,), [-1])
+
+
+def _leaves(tree: Any) -> Iterator[Any]:
+    if isinstance(tree, list | tuple):
+        for item in tree:
+            yield from _leaves(item)
+    elif isinstance(tree, dict):
+        yield from _leaves(list(tree.values()))
+    else:
+        yield tree

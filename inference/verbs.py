@@ -1,0 +1,101 @@
+"""Scores, posteriors and words: what a fit says of data, by running its compiled program on them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .checks import check_values
+from .data import Dataset
+from .program import Program, compile_program
+from .sites import Params
+from .structure import engine_state, read
+
+
+def program_on(fit: Any, dataset: Dataset) -> tuple[Program, Params]:
+    """A fit's model compiled on (new) data under its params. Call inside `engine_state`."""
+    structure = read(fit.pair.model, dataset.values, fit.params)
+    check_values(structure, dataset.schema)
+    program = compile_program(fit.pair.model, dataset.values, structure)
+    return program, {name: value.unsqueeze(0) for name, value in fit.params.items()}
+
+
+def score(fit: Any, dataset: Dataset) -> Tensor:
+    """log p(x_n) of each row, (N,)."""
+    with engine_state(fit.seed), torch.no_grad():
+        program, params = program_on(fit, dataset)
+        return program.row_log_prob(params).squeeze(1)
+
+
+def latents(fit: Any, dataset: Dataset) -> dict[str, Tensor]:
+    """Posterior probabilities of each latent of a row, (N, K) or (N, plates, K)."""
+    with engine_state(fit.seed):
+        program, params = program_on(fit, dataset)
+        return marginals(program, params)
+
+
+def marginals(program: Program, params: Params) -> dict[str, Tensor]:
+    """Marginal posterior of each latent from the counts of its own factor: its parents are summed over."""
+    parts: dict[str, list[Tensor]] = {name: [] for name in program.structure.latents}
+    for _, found in program.posteriors(params):
+        for name, table in found.items():
+            parts[name].append(_marginal(program, name, table))
+    return {name: torch.cat(found) for name, found in parts.items()}
+
+
+def _marginal(program: Program, name: str, table: Tensor) -> Tensor:
+    count = len(program.structure.latents)
+    own = list(program.structure.latents).index(name)
+    others = [1 + i for i in range(count) if i != own]
+    table = (table.sum(others, keepdim=True) if others else table).movedim(1 + own, -1)  # (n, 1s, plates, K)
+    inner = set(program.structure.latents[name].plates) - {program.structure.data_plate}
+    keep = [i for i, dim in enumerate(_other_dims(program)) if any(program.structure.plates[p][0] == dim for p in inner)]
+    table = table.reshape(len(table), *table.shape[count:])
+    shape = [size for i, size in enumerate(table.shape[1:-1]) if i in keep]
+    return table.reshape(len(table), *shape, table.shape[-1])
+
+
+def _other_dims(program: Program) -> list[int]:
+    return [d for d in range(-program.layout.nesting, 0) if d != program.layout.data_dim]
+
+
+def entropy(program: Program, params: Params, weights: Tensor | None) -> float:
+    """Sum over rows and latents of the entropy of the posterior (of the joint, where there is one latent), in nats."""
+    total = 0.0
+    for rows, found in program.posteriors(params):
+        for name, table in found.items():
+            probs = _marginal(program, name, table)
+            values = -torch.special.xlogy(probs, probs).reshape(len(probs), -1).sum(1)
+            total += float(values.sum() if weights is None else (values * weights[rows]).sum())
+    return total
+
+
+def summary(fit: Any) -> str:
+    """A page of plain words and numbers."""
+    name = fit.pair.origin.name if fit.pair.origin else getattr(fit.pair.model, "__name__", "model")
+    options = ", ".join(f"{k}={v}" for k, v in fit.pair.origin.hyperparameters.items()) if fit.pair.origin else ""
+    iterations = len(fit.history) - 1
+    state = f"converged after {iterations} iterations" if fit.converged else f"did NOT meet its tolerance in {iterations} iterations"
+    rows = f"{fit.num_rows:g} rows"
+    lines = [
+        f"{name}({options}) on {rows}, by {fit.inference}" + (f" ({fit.reason})" if fit.reason else ""),
+        f"  {state}; {len(fit.mode_map.bounds)} start(s), {len(fit.mode_map)} distinct optimum/optima",
+        f"  log-likelihood {fit.log_likelihood:.4f}   parameters {fit.num_parameters}   "
+        f"AIC {fit.aic:.2f}   BIC {fit.bic:.2f}   ICL {fit.icl:.2f}",
+        "",
+    ]
+    for key, value in fit.params.items():
+        lines += [f"  {key} {tuple(value.shape)}", *("    " + line for line in _table(value))]
+    if len(fit.mode_map.bounds) > 1:
+        lines += ["", "  where the starts ended:", *("    " + line for line in str(fit.mode_map).splitlines())]
+    return "\n".join(lines)
+
+
+def _table(value: Tensor) -> list[str]:
+    if value.dim() == 0:
+        return [f"{value.item():.4f}"]
+    rows = value.reshape(-1, value.shape[-1]) if value.dim() > 1 else value.unsqueeze(0)
+    shown = [" ".join(f"{v:9.4f}" for v in row[:12].tolist()) + (" ..." if len(row) > 12 else "") for row in rows[:24]]
+    return shown + ([f"... {len(rows) - 24} more rows"] if len(rows) > 24 else [])

@@ -1,0 +1,1 @@
+"""Finite mixtures: each row belongs to one of K components."""

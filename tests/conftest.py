@@ -1,0 +1,41 @@
+"""What every test shares: the published data, and a watch over Pyro's global parameter store."""
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+os.environ.setdefault("MPLBACKEND", "Agg")  # before anything imports matplotlib: tests open no window
+
+import pyro
+import pytest
+import torch
+
+SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+@pytest.fixture
+def shared_data() -> Callable[[str], Path]:
+    """Path of a published data file kept beside the checkout; where there is none, the test is skipped."""
+
+    def find(name: str) -> Path:
+        if not SHARED_DATA.is_dir():
+            pytest.skip(f"{name}: the published data folder ../shared/data is absent")
+        return SHARED_DATA / name
+
+    return find
+
+
+@pytest.fixture(autouse=True)
+def param_store_untouched() -> Iterator[None]:
+    """Fail a test that leaves the global parameter store other than it found it: every fit has a store of its own."""
+    store = pyro.get_param_store()
+    before = {name: value.detach().clone() for name, value in store.items()}
+    yield
+    after = {name: value.detach() for name, value in store.items()}
+    store.clear()  # so that one leak fails one test
+    changed = [
+        name
+        for name in sorted(before.keys() | after.keys())
+        if name not in before or name not in after or not torch.equal(before[name], after[name])
+    ]
+    assert not changed, f"the test left changed params in Pyro's global store: {changed}"
