@@ -8,7 +8,7 @@ from typing import Any
 import pyro.distributions as dist
 import torch
 from torch import Tensor
-from torch.distributions import biject_to
+from torch.distributions import biject_to, transform_to
 
 from .data import Dataset
 from .errors import ConvergenceWarning, ModelError, OptionError
@@ -64,7 +64,7 @@ def laplace(fit: Any, num: int, seed: int) -> dict[str, Tensor]:
     with engine_state(seed):
         program, _ = program_on(fit, fit.adapted(None))
         weights = None if fit.weights is None else torch.as_tensor(fit.weights, dtype=torch.float64)
-        transforms = {name: biject_to(program.structure.params[name].constraint) for name in fit.params}
+        transforms = {name: _transform(program.structure.params[name].constraint) for name in fit.params}
         free = {name: transforms[name].inv(_inside(program, name, value)) for name, value in fit.params.items()}
         flat = torch.cat([value.flatten() for value in free.values()])
 
@@ -86,6 +86,13 @@ def laplace(fit: Any, num: int, seed: int) -> dict[str, Tensor]:
         noise = torch.randn(num, len(flat)) * spread
         drawn = [unpack(flat + vectors @ one) for one in noise]
         return {name: torch.stack([d[name].squeeze(0) for d in drawn]).detach() for name in fit.params}
+
+
+def _transform(constraint: Any) -> Any:
+    try:
+        return biject_to(constraint)
+    except NotImplementedError:  # matrices: the unused cells of the unconstrained square are flat, and so held still
+        return transform_to(constraint)
 
 
 def _inside(program: Program, name: str, value: Tensor) -> Tensor:

@@ -47,8 +47,28 @@ def posterior(
     factors: Sequence[Tensor], order: Sequence[Elimination], weights: Tensor | None = None
 ) -> tuple[Tensor, list[Tensor]]:
     """Log evidence (n, R), and the posterior expected counts of each factor, shaped like it and weighted by row."""
+    if len(order) == 1 and len(order[0].latents) == 1 and not order[0].plates:
+        return _posterior_of_one(factors, weights)
     leaves = [f.detach().requires_grad_() for f in factors]
     with torch.enable_grad():
         rows = log_evidence(leaves, order)
         total = rows.sum() if weights is None else (rows * weights.unsqueeze(-1)).sum()
     return rows.detach(), list(torch.autograd.grad(total, leaves))
+
+
+def _posterior_of_one(factors: Sequence[Tensor], weights: Tensor | None) -> tuple[Tensor, list[Tensor]]:
+    """`posterior` of a single latent, whose backward pass is a softmax: half the time of autograd, and most models."""
+    joint = factors[0]
+    for factor in factors[1:]:
+        joint = joint + factor
+    peak = joint.amax(2, keepdim=True)
+    share = (joint - peak).exp_()
+    total = share.sum(2, keepdim=True)
+    rows = (peak + total.log()).flatten(2).squeeze(-1)
+    share /= total if weights is None else total / weights.reshape(-1, *(1,) * (total.dim() - 1))
+    return rows, [_sum_to(share, factor.shape) for factor in factors]
+
+
+def _sum_to(tensor: Tensor, shape: torch.Size) -> Tensor:
+    dims = [d for d, size in enumerate(shape) if size == 1 and tensor.shape[d] > 1]
+    return tensor.sum(dims, keepdim=True) if dims else tensor

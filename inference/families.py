@@ -47,10 +47,6 @@ class Family:
     def natural(self, args: Args) -> tuple[Tensor, Tensor]:
         raise NotImplementedError
 
-    def statistics_size(self, args: Args) -> int:
-        """T, as `natural` has it."""
-        return self.natural(args)[0].shape[-1]
-
     def base(self, value: Tensor, args: Args) -> Tensor | float:
         return 0.0
 
@@ -111,8 +107,15 @@ class MultivariateNormalFamily(Family):
         return torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(args["precision_matrix"])))
 
     def statistics(self, value, args):
-        rows, cols = torch.tril_indices(value.shape[-1], value.shape[-1], device=value.device)
-        return torch.cat([value, value[..., rows] * value[..., cols]], -1)
+        size = value.shape[-1]
+        # row by row of the triangle into one buffer: gathers of the columns took six times as long
+        out = value.new_empty(*value.shape[:-1], size + size * (size + 1) // 2)
+        out[..., :size] = value
+        start = size
+        for i in range(size):
+            torch.mul(value[..., i : i + 1], value[..., : i + 1], out=out[..., start : start + i + 1])
+            start += i + 1
+        return out
 
     def natural(self, args):
         loc, tril = args["loc"], self.cholesky(args)

@@ -72,7 +72,7 @@ def _dims(
     columns, width = dataset.schema.columns, dataset.schema.width
     coords: dict[str, Any] = {"data": np.arange(program.num_rows)}
     if width is not None:
-        coords["column"] = list(columns) if columns else np.arange(width)
+        coords["column"] = coords["column_other"] = list(columns) if columns else np.arange(width)
     cells = label_cells(program)
     dims: dict[str, list[str]] = {}
     for name, latent in program.structure.latents.items():

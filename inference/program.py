@@ -23,7 +23,7 @@ from .patterns import PatternSums, Patterns, find_patterns
 from .sites import Argument, Layout, Params, Site, chunks, read_arguments
 from .structure import Bind, Structure, run
 
-CHUNK_BYTES = 1 << 21  # of the posterior weights of a chunk: measured best between 2k and 8k rows of 32 configurations
+CHUNK_BYTES = 1 << 22  # of the features and weights of a chunk, so that they stay in cache: measured best at 2k to 8k rows
 
 
 class Expectations(NamedTuple):
@@ -147,8 +147,9 @@ class Program:
         if self.scored:
             return self.num_rows
         restarts = max((len(value) for value in params.values()), default=1)
+        features = sum(site.width for site in self.products.values())
         widest = max((torch.Size(s.configurations).numel() for s in self.products.values()), default=1) * restarts
-        return max(256, CHUNK_BYTES // (8 * widest))
+        return max(256, CHUNK_BYTES // (8 * (features + 2 * widest)))
 
     def factors(self, ready: Prepared, rows: slice) -> tuple[list[Tensor], dict[tuple[int, ...], Tensor]]:
         """The factors of a chunk, (n, R, e..., plates) each, and the features behind every group of products."""
@@ -218,9 +219,8 @@ class Program:
                     cells = (1,) * len(site.cells)
                     out[name] = (s1.reshape(*s0.shape, *cells, -1), s0.reshape(*s0.shape, *cells))
                     continue
-                width = site.num_features(ready.args[name])
-                out[name] = site.unpack(features[:, start : start + width], totals)
-                start += width
+                out[name] = site.unpack(features[:, start : start + site.width], totals)
+                start += site.width
         return out
 
     def base_of(self, rows: slice) -> Tensor | float:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -158,9 +159,11 @@ class Site:
         value = self.value[rows].to(torch.float64)
         return (value - self.center).reshape(len(value), -1)
 
-    def num_features(self, args: Args) -> int:
+    @cached_property
+    def width(self) -> int:
         """Columns of `features`."""
-        return torch.Size(self.cells).numel() * (self.family.statistics_size(args) + self.has_missing)
+        args = {name: a.value.unsqueeze(0) for name, a in self.args.items()}
+        return torch.Size(self.cells).numel() * (self.family.natural(args)[0].shape[-1] + self.has_missing)
 
     @property
     def fill(self) -> float:

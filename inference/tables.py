@@ -88,11 +88,11 @@ def encode_column(series: Any, column: str, known: Sequence[str] | None) -> tupl
             known = tuple(dict.fromkeys(_text(label) for label in series.cat.categories))
         else:
             known = sorted(set(texts))
-    unseen = [text for text in texts if text not in known]
+    place = {label: code for code, label in enumerate(known)}
+    unseen = [text for text in texts if text not in place]
     if unseen:
         met = f"label {unseen[0]!r}, which was not seen in training"
         raise DataError(f"data: column {column!r} holds {met}; the labels known are {listed(known)}")
-    place = {label: code for code, label in enumerate(known)}
     table = np.array([place[text] for text in texts] + [-1], dtype=np.int64)  # the last one is for missing cells
     codes = table[codes]
     return (np.where(codes < 0, np.nan, codes) if missing else codes), tuple(known), False

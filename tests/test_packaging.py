@@ -48,6 +48,12 @@ def test_version_is_the_projects() -> None:
     assert latentzoo.__version__ == importlib.metadata.version("latentzoo") == PROJECT["project"]["version"]
 
 
+def test_library_is_loaded_once() -> None:
+    """pytest runs the root's __init__.py again by the folder's name: relative imports there would load a second zoo."""
+    files = {name: getattr(module, "__file__", None) for name, module in sys.modules.items()}
+    assert [name for name, file in files.items() if file == latentzoo.zoo.__file__] == ["latentzoo.zoo"]
+
+
 def test_wheel_ships_the_modules_and_nothing_else(wheel: Path) -> None:
     names = [Path(name) for name in zipfile.ZipFile(wheel).namelist()]
     info = Path(f"latentzoo-{latentzoo.__version__}.dist-info")
