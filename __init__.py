@@ -2,11 +2,12 @@
 
 from importlib.metadata import PackageNotFoundError, version
 
-from . import models, zoo
-from .inference.em import em
-from .inference.fit import Fit
-from .inference.pair import Pair
-from .models.registry import register
+# absolute imports: pytest runs this file a second time under the folder's name, and must not load the library twice
+from latentzoo import models, zoo
+from latentzoo.inference.em import em
+from latentzoo.inference.fit import Fit
+from latentzoo.inference.pair import Pair
+from latentzoo.models.registry import register
 
 try:
     __version__ = version("latentzoo")

@@ -26,7 +26,9 @@ def list_models(family: str | None = None, inference: str | None = None) -> list
         raise OptionError(f"family: met {family!r}, expected one of {', '.join(families)}")
     if inference is not None:
         _driver(inference)
-    return sorted(c.name for c in cards if family in (None, c.family) and (inference is None or inference in c.inference))
+    return sorted(
+        c.name for c in cards if family in (None, c.family) and (inference is None or inference in c.inference)
+    )
 
 
 def card(name: str) -> Card:
@@ -113,7 +115,9 @@ def load(folder: str | Path, pair: Pair | None = None) -> Fit:
     origin = record["origin"]
     if pair is None:
         if origin is None:
-            raise RunError(f"{folder}: the fit is of a pair that was never registered: pass it, zoo.load(folder, pair=...)")
+            raise RunError(
+                f"{folder}: the fit is of a pair that was never registered: pass it, zoo.load(folder, pair=...)"
+            )
         known = ENTRIES.get(origin["name"])
         if known is None or f"{known.factory.__module__}:{known.factory.__qualname__}" != origin["factory"]:
             raise RunError(

@@ -54,7 +54,9 @@ def check_labels(structure: Structure, owning: Iterable[str], num_rows: int) -> 
     for name in owning:
         latent = structure.latents[name]
         if latent.cardinality > num_rows:
-            raise DataError(f"latent '{name}' has {latent.cardinality} values, the data only {num_rows} rows: ask for fewer values")
+            raise DataError(
+                f"latent '{name}' has {latent.cardinality} values, the data only {num_rows} rows: ask for fewer values"
+            )
 
 
 def check_values(structure: Structure, schema: Schema) -> None:

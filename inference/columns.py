@@ -27,7 +27,9 @@ def center_and_variance(value: Tensor) -> tuple[Tensor, Tensor]:
         deviation = torch.where(part.isnan(), 0.0, part - center)
         square = square + (deviation * deviation).sum(0)
         low, high = part.nan_to_num(nan=torch.inf).amin(0), part.nan_to_num(nan=-torch.inf).amax(0)
-        constant = (low, high) if constant is None else (torch.minimum(constant[0], low), torch.maximum(constant[1], high))
+        constant = (
+            (low, high) if constant is None else (torch.minimum(constant[0], low), torch.maximum(constant[1], high))
+        )
     assert constant is not None
     variance = square / torch.as_tensor(count).clamp_min(1)
     return center, torch.where(constant[0] >= constant[1], 0.0, variance)

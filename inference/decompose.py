@@ -7,9 +7,11 @@ from typing import Any, NamedTuple
 import torch
 
 from .checks import row_weights
+from .compiler import compile_program
 from .data import Dataset
+from .estep import Expectations, expectations
 from .mstep import expected_complete, log_prior, m_step, make_plan
-from .program import Expectations, Program, compile_program
+from .program import Program
 from .sites import Params
 from .structure import engine_state, read
 
@@ -36,11 +38,11 @@ def half_steps(fit: Any, dataset: Dataset, num_iters: int, floor: float = 1e-6, 
         weights = row_weights(fit.weights, program.num_rows, "cpu")
         params = {name: value.unsqueeze(0) for name, value in fit.start.items()}
         out = []
-        q = program.expectations(params, weights)
+        q = expectations(program, params, weights)
         old = params
         for iteration in range(num_iters):
             out.append(HalfStep(iteration, "before E", *decomposition(program, q, old, params, weights)))
-            q, old = program.expectations(params, weights), params
+            q, old = expectations(program, params, weights), params
             now = decomposition(program, q, old, params, weights)
             out += [HalfStep(iteration, "after E", *now), HalfStep(iteration, "before M", *now)]
             with torch.no_grad():
@@ -57,7 +59,7 @@ def decomposition(
     ``ELBO(q, params) = E_q[log p(x, z | params)] + H(q)``, and H(q) is what makes the bound tight at ``q_params``.
     """
     with torch.no_grad():
-        evidence = (program.expectations(params, weights).log_prob + log_prior(program, params)).item()
+        evidence = (expectations(program, params, weights).log_prob + log_prior(program, params)).item()
         tight = (q.log_prob + log_prior(program, q_params)).item()
         gain = expected_complete(program, params, q) - expected_complete(program, q_params, q)
         elbo = tight + gain.item()

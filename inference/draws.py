@@ -74,14 +74,16 @@ def laplace(fit: Any, num: int, seed: int) -> dict[str, Tensor]:
 
         def bound(vector: Tensor) -> Tensor:
             params = unpack(vector)
-            rows = program.row_log_prob(params).squeeze(1)
+            rows = program.row_log_prob(params).squeeze(0)
             return (rows if weights is None else rows * weights).sum() + log_prior(program, params).sum()
 
         hessian = torch.autograd.functional.hessian(bound, flat)
         values, vectors = torch.linalg.eigh(-0.5 * (hessian + hessian.mT))
         flatness = 1e-8 * values.abs().max()
         if (values < -1e-4 * values.abs().max()).any():
-            raise ModelError('laplace: the estimate is no maximum along every direction of the params; use draws="bootstrap"')
+            raise ModelError(
+                'laplace: the estimate is no maximum along every direction of the params; use draws="bootstrap"'
+            )
         spread = torch.where(values > flatness, values.clamp_min(flatness).rsqrt(), 0.0)
         noise = torch.randn(num, len(flat)) * spread
         drawn = [unpack(flat + vectors @ one) for one in noise]

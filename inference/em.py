@@ -11,15 +11,17 @@ import torch
 from torch import Tensor
 
 from .checks import check_labels, check_latents, check_options, check_spread, check_values, row_weights
+from .compiler import compile_program
 from .data import Dataset, adapt, map_tensors, num_rows, slice_rows
 from .errors import ConvergenceWarning, FitError
+from .estep import expectations
 from .fit import Fit, finish
 from .labels import label_cells
 from .loop import Progress, Stop
 from .modes import Outcome, map_modes, rank
 from .mstep import FLOORED, Plan, floor_of, log_prior, m_step, make_plan
 from .pair import Pair
-from .program import Program, compile_program
+from .program import Program
 from .sites import Params
 from .starts import jitter, starting_values
 from .structure import Structure, engine_state, read
@@ -118,7 +120,9 @@ def em(
         runner = _Runner(program, plan, share, Stop(tol), max_iters, m_steps)
         outcomes, failed = runner.all(starts, progress)
         modes = map_modes(outcomes, cells, failed)
-        fit = finish(pair, dataset, program, rank(outcomes)[0], modes, share, inference="em", seed=seed, weights=weights)
+        fit = finish(
+            pair, dataset, program, rank(outcomes)[0], modes, share, inference="em", seed=seed, weights=weights
+        )
     _warn(fit, tol)
     return fit
 
@@ -191,7 +195,7 @@ class _Runner:
 
     def _bounds(self, params: Params) -> tuple[list[float], Any]:
         try:
-            expected = self.program.expectations(params, self.weights)
+            expected = expectations(self.program, params, self.weights)
         except torch.linalg.LinAlgError:
             return [float("nan")] * len(next(iter(params.values()))), None
         with torch.no_grad():
@@ -223,7 +227,9 @@ def is_degenerate(program: Program, plan: Plan, params: dict[str, Tensor]) -> bo
                 if bool((value**2 <= floor * (1 + 1e-6)).any()) and name:
                     return True
                 continue
-            covariance = {"scale_tril": lambda v: v @ v.mT, "precision_matrix": torch.linalg.inv}.get(use.argument, lambda v: v)(value)
+            covariance = {"scale_tril": lambda v: v @ v.mT, "precision_matrix": torch.linalg.inv}.get(
+                use.argument, lambda v: v
+            )(value)
             unit = floor.diagonal(dim1=-2, dim2=-1).sqrt()
             scaled = covariance / unit.unsqueeze(-1) / unit.unsqueeze(-2)
             if bool((torch.linalg.eigvalsh(scaled)[..., 0] <= 1 + 1e-6).any()):

@@ -1,7 +1,7 @@
 """Log evidence by summing out enumerated latents, and its backward pass.
 
-Every factor is a tensor ``(n, R, e_1..e_M, *plates)``: rows, restarts, one dim per enumerated latent, then the plates that hold
-latents of their own. The gradient of log p(x) with respect to a factor is the posterior expected count of each of its
+Every factor is a tensor ``(R, e_1..e_M, *plates, n)``: restarts, one dim per enumerated latent, the plates that hold latents of
+their own, then rows, which lie contiguous in memory. The gradient of log p(x) with respect to a factor is the posterior expected count of each of its
 configurations (Darwiche 2003): the E-step of every model is this one backward pass.
 """
 
@@ -22,7 +22,7 @@ class Elimination(NamedTuple):
 
 
 def log_evidence(factors: Sequence[Tensor], order: Sequence[Elimination]) -> Tensor:
-    """log p(x_n) of each row and restart, (n, R)."""
+    """log p(x_n) of each restart and row, (R, n)."""
     remaining = list(factors)
     for step in order:
         for axis in step.latents:
@@ -40,19 +40,19 @@ def log_evidence(factors: Sequence[Tensor], order: Sequence[Elimination]) -> Ten
     total = remaining[0]
     for factor in remaining[1:]:
         total = total + factor
-    return total.flatten(2).squeeze(-1)
+    return total.reshape(total.shape[0], total.shape[-1])
 
 
 def posterior(
     factors: Sequence[Tensor], order: Sequence[Elimination], weights: Tensor | None = None
 ) -> tuple[Tensor, list[Tensor]]:
-    """Log evidence (n, R), and the posterior expected counts of each factor, shaped like it and weighted by row."""
+    """Log evidence (R, n), and the posterior expected counts of each factor, shaped like it and weighted by row."""
     if len(order) == 1 and len(order[0].latents) == 1 and not order[0].plates:
         return _posterior_of_one(factors, weights)
     leaves = [f.detach().requires_grad_() for f in factors]
     with torch.enable_grad():
         rows = log_evidence(leaves, order)
-        total = rows.sum() if weights is None else (rows * weights.unsqueeze(-1)).sum()
+        total = rows.sum() if weights is None else (rows * weights).sum()
     return rows.detach(), list(torch.autograd.grad(total, leaves))
 
 
@@ -61,12 +61,12 @@ def _posterior_of_one(factors: Sequence[Tensor], weights: Tensor | None) -> tupl
     joint = factors[0]
     for factor in factors[1:]:
         joint = joint + factor
-    peak = joint.amax(2, keepdim=True)
+    peak = joint.amax(1, keepdim=True)
     share = (joint - peak).exp_()
-    total = share.sum(2, keepdim=True)
-    rows = (peak + total.log()).flatten(2).squeeze(-1)
-    share /= total if weights is None else total / weights.reshape(-1, *(1,) * (total.dim() - 1))
-    return rows, [_sum_to(share, factor.shape) for factor in factors]
+    total = share.sum(1, keepdim=True)
+    rows = peak + total.log()
+    share /= total if weights is None else total / weights
+    return rows.reshape(rows.shape[0], rows.shape[-1]), [_sum_to(share, factor.shape) for factor in factors]
 
 
 def _sum_to(tensor: Tensor, shape: torch.Size) -> Tensor:

@@ -29,7 +29,11 @@ class Ratio(NamedTuple):
 
 
 class Family:
-    """An exponential family. Shapes: batch (...), statistics (..., T), arguments (..., *event of the argument)."""
+    """An exponential family.
+
+    Shapes: values (*event, *batch) and statistics (T, *batch), batch last, so that rows lie contiguous; arguments
+    (*batch, *event of the argument), eta (*batch, T) and A (*batch).
+    """
 
     arguments: dict[str, int] = {}  # name -> event dims of the argument; alternatives are resolved by `read`
     order: tuple[str, ...] = ()  # arguments with a closed-form maximiser, in the order of their updates
@@ -47,6 +51,12 @@ class Family:
     def natural(self, args: Args) -> tuple[Tensor, Tensor]:
         raise NotImplementedError
 
+    def statistics_last(self, value: Tensor, args: Args) -> Tensor:
+        """Statistics (*batch, T) of values (*batch, *event)."""
+        if self.event_dim:
+            value = value.movedim(-1, 0)
+        return self.statistics(value, args).movedim(0, -1)
+
     def base(self, value: Tensor, args: Args) -> Tensor | float:
         return 0.0
 
@@ -61,7 +71,7 @@ class NormalFamily(Family):
     spread = ("scale",)
 
     def statistics(self, value, args):
-        return torch.stack([value, value * value], -1)
+        return torch.stack([value, value * value])
 
     def natural(self, args):
         loc, precision = args["loc"], args["scale"] ** -2
@@ -107,13 +117,13 @@ class MultivariateNormalFamily(Family):
         return torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(args["precision_matrix"])))
 
     def statistics(self, value, args):
-        size = value.shape[-1]
-        # row by row of the triangle into one buffer: gathers of the columns took six times as long
-        out = value.new_empty(*value.shape[:-1], size + size * (size + 1) // 2)
-        out[..., :size] = value
+        size = len(value)
+        # row by row of the triangle into one buffer: gathers took six times as long
+        out = value.new_empty(size + size * (size + 1) // 2, *value.shape[1:])
+        out[:size] = value
         start = size
         for i in range(size):
-            torch.mul(value[..., i : i + 1], value[..., : i + 1], out=out[..., start : start + i + 1])
+            torch.mul(value[i], value[: i + 1], out=out[start : start + i + 1])
             start += i + 1
         return out
 
@@ -148,8 +158,8 @@ class CategoricalFamily(Family):
 
     def statistics(self, value, args):
         size = args["probs" if "probs" in args else "logits"].shape[-1]
-        categories = torch.arange(1, size, device=value.device)
-        return (value.unsqueeze(-1) == categories).to(torch.get_default_dtype())
+        categories = torch.arange(1, size, device=value.device).reshape(-1, *(1,) * value.dim())
+        return (value == categories).to(torch.get_default_dtype())
 
     def natural(self, args):
         logits = log_probs(args)
@@ -177,7 +187,7 @@ class MultinomialFamily(Family):
         return logits, torch.zeros_like(logits[..., 0])
 
     def base(self, value, args):
-        return (value.sum(-1) + 1).lgamma() - (value + 1).lgamma().sum(-1)
+        return (value.sum(0) + 1).lgamma() - (value + 1).lgamma().sum(0)
 
     def ratio(self, name, args, s1, s0):
         return Ratio("simplex" if name == "probs" else "logits", s1, s1.sum(-1, keepdim=True))
@@ -193,7 +203,7 @@ class BernoulliFamily(Family):
     order = ("probs", "logits")
 
     def statistics(self, value, args):
-        return value.unsqueeze(-1)
+        return value.unsqueeze(0)
 
     def natural(self, args):
         logits = args["logits"] if "logits" in args else probs_to_logits(args["probs"], is_binary=True)
@@ -224,7 +234,7 @@ class PoissonFamily(Family):
     order = ("rate",)
 
     def statistics(self, value, args):
-        return value.unsqueeze(-1)
+        return value.unsqueeze(0)
 
     def natural(self, args):
         return positive(args["rate"]).log().unsqueeze(-1), args["rate"]
@@ -241,7 +251,7 @@ class ExponentialFamily(Family):
     order = ("rate",)
 
     def statistics(self, value, args):
-        return value.unsqueeze(-1)
+        return value.unsqueeze(0)
 
     def natural(self, args):
         return -args["rate"].unsqueeze(-1), -positive(args["rate"]).log()
@@ -255,7 +265,7 @@ class GammaFamily(Family):
     order = ("rate",)
 
     def statistics(self, value, args):
-        return torch.stack([value.log(), value], -1)
+        return torch.stack([value.log(), value])
 
     def natural(self, args):
         shape, rate = torch.broadcast_tensors(args["concentration"], args["rate"])
@@ -277,7 +287,7 @@ class BetaFamily(Family):
         return {name: (getattr(fn, name), 0) for name in self.arguments}
 
     def statistics(self, value, args):
-        return torch.stack([value.log(), (-value).log1p()], -1)
+        return torch.stack([value.log(), (-value).log1p()])
 
     def natural(self, args):
         a, b = torch.broadcast_tensors(args["concentration1"], args["concentration0"])
@@ -292,7 +302,7 @@ class GeometricFamily(Family):
     order = ("probs",)
 
     def statistics(self, value, args):
-        return value.unsqueeze(-1)
+        return value.unsqueeze(0)
 
     def natural(self, args):
         probs = clamp_probs(args["probs"] if "probs" in args else logits_to_probs(args["logits"], is_binary=True))

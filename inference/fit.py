@@ -16,6 +16,7 @@ from torch import Tensor
 from . import draws, generate, groups, saving, verbs
 from .data import DataError, Dataset, Schema, adapt
 from .decompose import HalfStep, half_steps
+from .estep import expectations
 from .modes import ModeMap, Outcome
 from .pair import Pair
 from .program import Program
@@ -97,7 +98,9 @@ class Fit:
         """The most probable value (N,) of the model's one latent of a row."""
         found = self.latents(data)
         if len(found) != 1:
-            raise DataError(f"clusters: the model has {len(found)} latents per row ({', '.join(found)}); use latents(x)[site].argmax(-1)")
+            raise DataError(
+                f"clusters: the model has {len(found)} latents per row ({', '.join(found)}); use latents(x)[site].argmax(-1)"
+            )
         return next(iter(found.values())).argmax(-1)
 
     def posterior(self, site: str, data: Any = None) -> Any:
@@ -191,7 +194,7 @@ def finish(
     params = {name: value.cpu() for name, value in best.params.items()}
     batch = {name: value.unsqueeze(0) for name, value in best.params.items()}
     with torch.no_grad():
-        log_likelihood = program.expectations(batch, share).log_prob[0].item()
+        log_likelihood = expectations(program, batch, share).log_prob[0].item()
     rows = float(program.num_rows if share is None else share.sum())
     free = sum(free_dims(program.structure.params[name].constraint, value) for name, value in params.items())
     return Fit(

@@ -54,7 +54,9 @@ def empty_rows(fit: Any, num: int) -> Any:
     if fit.data is not None:
         return template(fit.data.values, num)
     if fit.schema.container == "structure":
-        raise DataError("generate: this fit was loaded from a folder and its data are a structure: fit.adapted(data) first")
+        raise DataError(
+            "generate: this fit was loaded from a folder and its data are a structure: fit.adapted(data) first"
+        )
     return torch.zeros((num,) if fit.schema.width is None else (num, fit.schema.width), dtype=torch.float64)
 
 
@@ -112,18 +114,26 @@ def _fill(fit: Any, dataset: Dataset, everywhere: bool) -> Any:
     with engine_state(fit.seed), torch.no_grad():
         program, params = program_on(fit, dataset)
         with Bind(fit.params):
-            known = sample_sites(poutine.trace(poutine.enum(fit.pair.model, first_available_dim=-1 - program.layout.nesting)).get_trace(symbol(values, "data")))
+            known = sample_sites(
+                poutine.trace(poutine.enum(fit.pair.model, first_available_dim=-1 - program.layout.nesting)).get_trace(
+                    symbol(values, "data")
+                )
+            )
         out = values.to(torch.float64).clone().flatten()
         table = joint_posterior(program, params)
         for name in program.structure.observed:
             known_value = known[name]["value"]
             place = provenance(known_value)
             if place is None or place.index is None:
-                raise ModelError(f"site '{name}' observes values computed from the data, so they cannot be put back in place")
+                raise ModelError(
+                    f"site '{name}' observes values computed from the data, so they cannot be put back in place"
+                )
             site = known[name]
             inner = len(site["fn"].event_shape)
             cells = program.layout.rows_first(place.index, inner)
-            expected = expected_value(site["fn"], program.layout, table, program.layout.rows_first(plain(known_value), inner), everywhere)
+            expected = expected_value(
+                site["fn"], program.layout, table, program.layout.rows_first(plain(known_value), inner), everywhere
+            )
             missing = out[cells.flatten()].isnan()
             chosen = slice(None) if everywhere else missing
             out[cells.flatten()[chosen]] = expected.expand(cells.shape).flatten()[chosen]
@@ -133,7 +143,9 @@ def _fill(fit: Any, dataset: Dataset, everywhere: bool) -> Any:
 def joint_posterior(program: Program, params: Params) -> Tensor:
     """p(z_1..z_M | x_n) of the latents of a row, (N, E): all configurations of a row as one table."""
     if any(step.plates for step in program.order):
-        raise ModelError("a latent lies in a plate of its own inside the rows: joint posteriors are not tabulated for it")
+        raise ModelError(
+            "a latent lies in a plate of its own inside the rows: joint posteriors are not tabulated for it"
+        )
     return torch.cat([table.flatten(1) for table in program.joint_posteriors(params)])
 
 
@@ -152,7 +164,9 @@ def expected_value(fn: Any, layout: Layout, table: Tensor, value: Tensor, everyw
 
 
 def _mix(layout: Layout, table: Tensor, mean: Tensor, inner: int) -> Tensor:
-    return sum(weight.reshape(-1, *(1,) * (part.dim() - 1)) * part for weight, part in _parts(layout, table, mean, inner))  # type: ignore[return-value]
+    return sum(
+        weight.reshape(-1, *(1,) * (part.dim() - 1)) * part for weight, part in _parts(layout, table, mean, inner)
+    )  # type: ignore[return-value]
 
 
 def _parts(layout: Layout, table: Tensor, tensor: Tensor, inner: int) -> Iterator[tuple[Tensor, Tensor]]:

@@ -39,11 +39,13 @@ def arviz_groups(fit: Any, dataset: Dataset, draws: str | None, num_draws: int, 
         for s in range(count):
             one = {name: value[s] for name, value in params.items()}
             batch = {name: value.unsqueeze(0) for name, value in one.items()}
-            scores.append(program.row_log_prob(batch).squeeze(1))
+            scores.append(program.row_log_prob(batch).squeeze(0))
             latents.append({name: value[0] for name, value in drawing.latent_draws(program, batch, 1).items()})
             predicted.append(simulate(fit, dataset.values, one))
     observed = {name: plain(program.structure.trace.nodes[name]["value"]) for name in program.structure.observed}
-    if isinstance(dataset.values, Tensor) and isinstance(predicted[0], Tensor):  # the table itself, not its columns one by one
+    if isinstance(dataset.values, Tensor) and isinstance(
+        predicted[0], Tensor
+    ):  # the table itself, not its columns one by one
         observed = {"x": dataset.values}
         predicted = [{"x": one} for one in predicted]
     dims, coords = _dims(fit, program, dataset, observed)
@@ -90,7 +92,9 @@ def _dims(
 def _param_dims(name: str, value: Tensor, cells: Cells, width: int | None) -> list[str]:
     out: list[str] = []
     for axis, size in enumerate(value.shape):
-        label = next((latent for latent, own in cells.items() if name in own and _is_label_axis(own[name], value, axis)), None)
+        label = next(
+            (latent for latent, own in cells.items() if name in own and _is_label_axis(own[name], value, axis)), None
+        )
         wanted = f"{label}_label" if label else "column" if size == width else f"{name}_dim_{axis}"
         out.append(wanted if wanted not in out else f"{wanted}_other")
     return out

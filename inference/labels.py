@@ -23,9 +23,13 @@ def label_cells(program: Program) -> Cells:
                     if argument.index is None or argument.param is None:
                         continue
                     if argument.index.shape[i] == latent.cardinality:
-                        own.setdefault(argument.param, []).append(argument.index.movedim(i, 0).reshape(latent.cardinality, -1))
+                        own.setdefault(argument.param, []).append(
+                            argument.index.movedim(i, 0).reshape(latent.cardinality, -1)
+                        )
                     elif site.name == name and argument.event_dim and argument.index.shape[-1] == latent.cardinality:
-                        own.setdefault(argument.param, []).append(argument.index.movedim(-1, 0).reshape(latent.cardinality, -1))
+                        own.setdefault(argument.param, []).append(
+                            argument.index.movedim(-1, 0).reshape(latent.cardinality, -1)
+                        )
         cells = {param: torch.cat(parts, 1) for param, parts in own.items()}
         cells = {param: cell for param, cell in cells.items() if cell.unique().numel() == cell.numel()}
         if cells and latent.cardinality > 1:
@@ -66,6 +70,10 @@ def distance(params: dict[str, Tensor], reference: dict[str, Tensor]) -> float:
 def _profiles(a: dict[str, Tensor], b: dict[str, Tensor], own: dict[str, Tensor]) -> tuple[np.ndarray, np.ndarray]:
     parts = []
     for values in (a, b):
-        rows = [values[name].flatten()[cell] / b[name].std().clamp_min(1e-12).item() for name, cell in own.items() if b[name].numel() > 1]
+        rows = [
+            values[name].flatten()[cell] / b[name].std().clamp_min(1e-12).item()
+            for name, cell in own.items()
+            if b[name].numel() > 1
+        ]
         parts.append(torch.cat(rows, 1).numpy())
     return parts[0], parts[1]

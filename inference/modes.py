@@ -62,7 +62,9 @@ class ModeMap:
         for mode in self.modes:
             notes = [n for n, yes in (("not converged", not mode.converged), ("degenerate", mode.degenerate)) if yes]
             gap = self.modes[0].bound - mode.bound
-            lines.append(f"{mode.bound:14.4f} {mode.count:5d} {gap:11.4f} {mode.distance:9.3f}  {', '.join(notes)}".rstrip())
+            lines.append(
+                f"{mode.bound:14.4f} {mode.count:5d} {gap:11.4f} {mode.distance:9.3f}  {', '.join(notes)}".rstrip()
+            )
         return "\n".join(lines)
 
 

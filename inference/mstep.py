@@ -13,12 +13,13 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 from pyro.distributions import constraints
+from torch import Tensor
 from torch.distributions import transform_to
 
+from .estep import Expectations
 from .families import Args, Ratio, prior_ratio
-from .program import Expectations, Program, latent_log_prob
+from .program import Program
 from .sites import Argument, Params, Site
 from .structure import Param
 from .symbols import provenance

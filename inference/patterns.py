@@ -54,34 +54,35 @@ class PatternSums:
     def _weights(self, pattern: Pattern) -> tuple[Tensor, Tensor]:
         seen = pattern.seen
         if len(seen) == 0:
-            return self.loc.new_zeros(0, self.loc[..., 0].numel()), self.loc.new_zeros(self.loc[..., 0].numel())
+            count = self.loc[..., 0].numel()
+            return self.loc.new_zeros(count, 0), self.loc.new_zeros(count, 1)
         part = {"loc": self.loc[..., seen], "covariance_matrix": self.covariance[..., seen, :][..., seen]}
         eta, log_normalizer = FAMILY.natural(part)
-        return eta.flatten(0, -2).mT, -log_normalizer.flatten()
+        return eta.flatten(0, -2), -log_normalizer.reshape(-1, 1)
 
     def scores(self, rows: slice, value: Tensor) -> Tensor:
-        """Log densities (n, R*E) of the observed cells of centred values (n, D)."""
+        """Log densities (R*E, n) of the observed cells of centred values (D, n)."""
         of_row = self.patterns.of_row[rows]
-        out = value.new_zeros(len(value), self.weights[0][1].numel())
+        out = value.new_zeros(len(self.weights[0][1]), value.shape[-1])
         for number in of_row.unique().tolist():
             members = (of_row == number).nonzero().flatten()
             weights, constant = self.weights[number]
-            if weights.shape[0]:
-                out = out.index_copy(0, members, self._features(value, members, number) @ weights + constant)
+            if weights.shape[1]:
+                out = out.index_copy(1, members, weights @ self._features(value, members, number) + constant)
         return out
 
     def collect(self, rows: slice, value: Tensor, weights: Tensor) -> None:
-        """Add a chunk's sums, weighted by (n, R*E)."""
+        """Add a chunk's sums, weighted by (R*E, n)."""
         of_row = self.patterns.of_row[rows]
         for number in of_row.unique().tolist():
             members = (of_row == number).nonzero().flatten()
-            share = weights[members]
-            new = (share.mT @ self._features(value, members, number), share.sum(0))
+            share = weights[:, members]
+            new = (share @ self._features(value, members, number).mT, share.sum(1))
             old = self.sums.get(number)
             self.sums[number] = new if old is None else (old[0] + new[0], old[1] + new[1])
 
     def _features(self, value: Tensor, members: Tensor, number: int) -> Tensor:
-        return FAMILY.statistics(value[members][:, self.patterns.distinct[number].seen], {})
+        return FAMILY.statistics(value[self.patterns.distinct[number].seen][:, members], {})
 
     def total(self) -> tuple[Tensor, Tensor]:
         """Completed statistics S1 (R, e..., T) and S0 (R, e...)."""

@@ -50,7 +50,9 @@ def save(fit: Any, folder: str | Path) -> Path:
         "modes": modes,
         "failed": fit.mode_map.failed,
         "versions": fit.versions,
-        "origin": None if origin is None else {"name": origin.name, "factory": origin.factory, "hyperparameters": origin.hyperparameters},
+        "origin": None
+        if origin is None
+        else {"name": origin.name, "factory": origin.factory, "hyperparameters": origin.hyperparameters},
     }
     return write_run(folder, arrays, record)
 
@@ -63,7 +65,17 @@ def restored(arrays: dict[str, torch.Tensor], record: dict[str, Any]) -> dict[st
 
     modes = tuple(Mode(**facts, params=under(f"modes/{number}/")) for number, facts in enumerate(record["modes"]))
     bounds = tuple(arrays["bounds"].tolist())
-    plain = ("inference", "reason", "converged", "log_likelihood", "num_parameters", "num_rows", "entropy", "seed", "versions")
+    plain = (
+        "inference",
+        "reason",
+        "converged",
+        "log_likelihood",
+        "num_parameters",
+        "num_rows",
+        "entropy",
+        "seed",
+        "versions",
+    )
     return {
         **{name: record[name] for name in plain},
         "params": under("params/"),

@@ -129,39 +129,60 @@ class Site:
         lead = eta.shape[0]
         return eta.expand(lead, *self.shape, eta.shape[-1]), log_normalizer.expand(lead, *self.shape)
 
-    # --- rows -------------------------------------------------------------------------------------------------------
+    # --- rows: everything of a chunk has its rows last ------------------------------------------------------------------
 
     def matrix(self, args: Args) -> tuple[Tensor, Tensor]:
-        """Weights (T', R*E) and constant (R*E): a chunk's log probability is ``features(rows) @ weights + constant``."""
+        """Weights (R*E, T') and constant (R*E, 1): a chunk's log probability is ``weights @ features(rows) + constant``."""
         eta, log_normalizer = self.natural(args)
         if self.has_missing:  # one more feature per cell says whether it was observed, and carries -A
             eta = torch.cat([eta, -log_normalizer.unsqueeze(-1)], -1)
             log_normalizer = torch.zeros_like(log_normalizer)
         flat = 1 + self.num_latents
-        weights = eta.flatten(0, flat - 1).flatten(1)
-        return weights.mT, -log_normalizer.reshape(len(weights), -1).sum(-1)
+        weights = eta.movedim(-1, flat).flatten(0, flat - 1).flatten(1)
+        return weights, -log_normalizer.reshape(len(weights), -1).sum(-1, keepdim=True)
 
     def chunk(self, rows: slice) -> tuple[Tensor, Tensor | None]:
-        """Centred values (n, *cells, *event) in float64, NaN filled by the centre; and which cells were observed."""
+        """Centred values (*event, *cells, n) in float64, NaN filled; and which cells (*cells, n) were observed."""
         value = self.value[rows].to(torch.float64)
+        value = value.movedim(0, -1).contiguous()
         if isinstance(self.center, Tensor):
-            value = value - self.center
-        if not self.has_missing:
-            return value, None
-        missing = value.isnan()
-        fill = value.nan_to_num(nan=self.fill)
+            value = value - self.center.unsqueeze(-1)
+        missing = None
+        if self.has_missing:
+            missing = value.isnan()
+            value = value.nan_to_num(nan=self.fill)
         if self.event_dim:
-            missing = missing.flatten(-self.event_dim).any(-1)
-        return fill, ~missing
+            value = value.movedim(-2, 0)
+            missing = missing if missing is None else missing.any(-2)
+        return value, missing if missing is None else ~missing
+
+    def features(self, rows: slice, args: Args) -> Tensor:
+        """Statistics of a chunk, (T', n)."""
+        value, observed = self.chunk(rows)
+        stats = self.family.statistics(value, args)
+        if observed is not None:
+            stats = torch.cat([stats * observed, observed.unsqueeze(0).to(stats)])
+        return stats.reshape(-1, value.shape[-1])
+
+    def base_measure(self, rows: slice, args: Args) -> Tensor | float:
+        """log h(x) of a chunk summed over cells, (n,)."""
+        value, observed = self.chunk(rows)
+        first = {
+            name: a[(0,) * (1 + self.num_latents)].unsqueeze(-1) for name, a in args.items()
+        }  # h(x) is the same in all
+        base = self.family.base(value, first)
+        if not isinstance(base, Tensor):
+            return base
+        return (base if observed is None else base * observed).reshape(-1, value.shape[-1]).sum(0)
 
     def centred(self, rows: slice) -> Tensor:
-        """Centred values of a site of one cell, (n, D), NaN kept."""
+        """Centred values of a site of one cell, (D, n), NaN kept."""
         value = self.value[rows].to(torch.float64)
-        return (value - self.center).reshape(len(value), -1)
+        return (value - self.center).reshape(len(value), -1).mT.contiguous()
 
     @cached_property
     def width(self) -> int:
-        """Columns of `features`."""
+        """Rows of `features`."""
         args = {name: a.value.unsqueeze(0) for name, a in self.args.items()}
         return torch.Size(self.cells).numel() * (self.family.natural(args)[0].shape[-1] + self.has_missing)
 
@@ -170,27 +191,10 @@ class Site:
         """A value inside every support that can be asked, so that statistics of filled cells stay finite."""
         return 0.5 if self.family.location is None and self.value.is_floating_point() else 0.0
 
-    def features(self, rows: slice, args: Args) -> Tensor:
-        """Statistics of a chunk, (n, T')."""
-        value, observed = self.chunk(rows)
-        stats = self.family.statistics(value, args)
-        if observed is not None:
-            stats = torch.cat([stats * observed.unsqueeze(-1), observed.unsqueeze(-1).to(stats)], -1)
-        return stats.flatten(1)
-
-    def base_measure(self, rows: slice, args: Args) -> Tensor | float:
-        """log h(x) of a chunk summed over cells, (n,)."""
-        value, observed = self.chunk(rows)
-        first = {name: a[(0,) * (1 + self.num_latents)] for name, a in args.items()}  # h(x) is the same in every configuration
-        base = self.family.base(value, first)
-        if not isinstance(base, Tensor):
-            return base
-        return (base if observed is None else base * observed).reshape(len(base), -1).sum(-1)
-
     def unpack(self, sums: Tensor, totals: Tensor) -> tuple[Tensor, Tensor]:
         """From sums (R*E, T') and totals (R, *configurations): S1 (R, *shape, T) and S0 (R, *shape or cells of size 1)."""
         lead = totals.shape[0]
-        sums = sums.reshape(lead, *self.shape, -1)
+        sums = sums.reshape(lead, *self.configurations, -1, *self.cells).movedim(1 + self.num_latents, -1)
         if self.has_missing:
             return sums[..., :-1], sums[..., -1]
         return sums, totals.reshape(*totals.shape, *(1,) * len(self.cells))
@@ -202,7 +206,9 @@ def chunks(num_rows: int, size: int) -> Iterator[slice]:
         yield slice(start, min(start + size, num_rows))
 
 
-def read_arguments(fn: Any, layout: Layout, keep_rows: bool = False) -> tuple[Family | None, dict[str, Argument] | None, int]:
+def read_arguments(
+    fn: Any, layout: Layout, keep_rows: bool = False
+) -> tuple[Family | None, dict[str, Argument] | None, int]:
     """Family, canonical arguments (None where one varies over rows), and the number of dims ``to_event`` declared."""
     inner = 0
     while hasattr(fn, "reinterpreted_batch_ndims"):

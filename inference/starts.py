@@ -78,7 +78,9 @@ def _checked(given: Mapping[str, Tensor], declared: dict[str, Tensor]) -> dict[s
     out = {}
     for name, value in given.items():
         if name not in declared:
-            raise ModelError(f"initialize returned a value for '{name}', which the model does not declare: it has {sorted(declared)}")
+            raise ModelError(
+                f"initialize returned a value for '{name}', which the model does not declare: it has {sorted(declared)}"
+            )
         value = double(torch.as_tensor(value))
         if value.shape != declared[name].shape:
             raise ModelError(

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from .checks import check_values
+from .compiler import compile_program
 from .data import Dataset
-from .program import Program, compile_program
+from .program import Program
 from .sites import Params
 from .structure import engine_state, read
 
@@ -26,7 +27,7 @@ def score(fit: Any, dataset: Dataset) -> Tensor:
     """log p(x_n) of each row, (N,)."""
     with engine_state(fit.seed), torch.no_grad():
         program, params = program_on(fit, dataset)
-        return program.row_log_prob(params).squeeze(1)
+        return program.row_log_prob(params).squeeze(0)
 
 
 def latents(fit: Any, dataset: Dataset) -> dict[str, Tensor]:
@@ -51,7 +52,9 @@ def _marginal(program: Program, name: str, table: Tensor) -> Tensor:
     others = [1 + i for i in range(count) if i != own]
     table = (table.sum(others, keepdim=True) if others else table).movedim(1 + own, -1)  # (n, 1s, plates, K)
     inner = set(program.structure.latents[name].plates) - {program.structure.data_plate}
-    keep = [i for i, dim in enumerate(_other_dims(program)) if any(program.structure.plates[p][0] == dim for p in inner)]
+    keep = [
+        i for i, dim in enumerate(_other_dims(program)) if any(program.structure.plates[p][0] == dim for p in inner)
+    ]
     table = table.reshape(len(table), *table.shape[count:])
     shape = [size for i, size in enumerate(table.shape[1:-1]) if i in keep]
     return table.reshape(len(table), *shape, table.shape[-1])
@@ -77,7 +80,11 @@ def summary(fit: Any) -> str:
     name = fit.pair.origin.name if fit.pair.origin else getattr(fit.pair.model, "__name__", "model")
     options = ", ".join(f"{k}={v}" for k, v in fit.pair.origin.hyperparameters.items()) if fit.pair.origin else ""
     iterations = len(fit.history) - 1
-    state = f"converged after {iterations} iterations" if fit.converged else f"did NOT meet its tolerance in {iterations} iterations"
+    state = (
+        f"converged after {iterations} iterations"
+        if fit.converged
+        else f"did NOT meet its tolerance in {iterations} iterations"
+    )
     rows = f"{fit.num_rows:g} rows"
     lines = [
         f"{name}({options}) on {rows}, by {fit.inference}" + (f" ({fit.reason})" if fit.reason else ""),

@@ -108,7 +108,9 @@ def register(
         name = factory.__name__
         if name in ENTRIES:
             taken = ENTRIES[name].factory
-            raise RegistryError(f"register: '{name}' is taken by {taken.__module__}:{taken.__qualname__}; choose another name")
+            raise RegistryError(
+                f"register: '{name}' is taken by {taken.__module__}:{taken.__qualname__}; choose another name"
+            )
         signature = inspect.signature(factory)
         defaults = {p.name: "required" if p.default is p.empty else p.default for p in signature.parameters.values()}
 

@@ -23,7 +23,10 @@ COVARIANCES = ("full", "tied", "diagonal", "spherical")
     family="mixtures",
     summary="clusters of numeric rows, each a normal distribution",
     data="a table of numbers (N, D), or one column (N,); NaN is missing",
-    references=("Bishop (2006), Pattern Recognition and Machine Learning, section 9.2", "McLachlan and Peel (2000), Finite Mixture Models"),
+    references=(
+        "Bishop (2006), Pattern Recognition and Machine Learning, section 9.2",
+        "McLachlan and Peel (2000), Finite Mixture Models",
+    ),
     checks=(
         "faithful waiting, K=2: log-likelihood -1034.002 (mixtools)",
         "galaxies, K=3: -203.1792; acidity, K=2 tied: -185.9493 (mclust)",
@@ -71,7 +74,9 @@ def gaussian_mixture(num_components: int = 3, covariance: str = "full") -> Pair:
         D = x.shape[1:]
         if x.dim() > 1 and covariance in ("full", "tied"):
             shape = (*D, *D) if covariance == "tied" else (K, *D, *D)
-            matrix = pyro.param("covariance", lambda: torch.eye(*D).expand(shape).clone(), constraint=constraints.positive_definite)
+            matrix = pyro.param(
+                "covariance", lambda: torch.eye(*D).expand(shape).clone(), constraint=constraints.positive_definite
+            )
             if covariance == "tied":
                 return lambda z: dist.MultivariateNormal(loc[z], matrix)
             return lambda z: dist.MultivariateNormal(loc[z], matrix[z])
@@ -92,7 +97,13 @@ def gaussian_mixture(num_components: int = 3, covariance: str = "full") -> Pair:
             matrix = torch.diag(variance)
             return {"loc": loc, "covariance": matrix if covariance == "tied" else matrix.expand(K, -1, -1)}
         if x.dim() == 1:
-            return {"loc": loc, "scale": variance.sqrt().squeeze() if covariance == "tied" else variance.sqrt().expand(K)}
-        return {"loc": loc, "scale": variance.mean().sqrt().expand(K) if covariance == "spherical" else variance.sqrt().expand(K, -1)}
+            return {
+                "loc": loc,
+                "scale": variance.sqrt().squeeze() if covariance == "tied" else variance.sqrt().expand(K),
+            }
+        return {
+            "loc": loc,
+            "scale": variance.mean().sqrt().expand(K) if covariance == "spherical" else variance.sqrt().expand(K, -1),
+        }
 
     return Pair(model, initialize=initialize)

@@ -20,7 +20,10 @@ from ..registry import register
     family="mixtures",
     summary="classes of rows of categorical answers, independent given the class",
     data="a table of codes 0, 1, ... (N, J), or of text; each column has its own number of categories; NaN is missing",
-    references=("Goodman (1974), Biometrika 61, 215-231", "Linzer and Lewis (2011), poLCA, Journal of Statistical Software 42(10)"),
+    references=(
+        "Goodman (1974), Biometrika 61, 215-231",
+        "Linzer and Lewis (2011), poLCA, Journal of Statistical Software 42(10)",
+    ),
     checks=(
         "carcinoma: log-likelihood -317.2568, -293.705, -289.2858 for 2, 3, 4 classes (poLCA; Agresti 2002)",
         "carcinoma, 3 classes: AIC 633.41, BIC 697.1357, shares 0.3736 0.1817 0.4447 (poLCA)",
@@ -53,7 +56,11 @@ def latent_class(num_classes: int = 2) -> Pair:
     def model(x: Tensor) -> None:
         weights = pyro.param("weights", torch.ones(K) / K, constraint=constraints.simplex)
         probs = [  # (K, C_j) each
-            pyro.param(f"probs_{j}", lambda j=j: torch.ones(K, num_categories(x[:, j])).softmax(-1), constraint=constraints.simplex)
+            pyro.param(
+                f"probs_{j}",
+                lambda j=j: torch.ones(K, num_categories(x[:, j])).softmax(-1),
+                constraint=constraints.simplex,
+            )
             for j in range(x.shape[1])
         ]
         with pyro.plate("data", len(x)):

@@ -1,0 +1,321 @@
+"""The command line, ``latentzoo`` or ``python -m latentzoo``: each command is a few calls of `zoo`."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+
+from latentzoo import __version__, zoo
+from latentzoo.inference.data import DataError
+from latentzoo.inference.errors import ConvergenceWarning, FitError, ModelError, OptionError
+from latentzoo.inference.report import text_table, write_csv, write_report
+from latentzoo.inference.runs import RunError
+from latentzoo.inference.tables import read
+from latentzoo.models.options import flag, value, values
+from latentzoo.models.registry import RegistryError
+
+Command = Callable[[argparse.Namespace], None]
+
+PLAIN = (DataError, ModelError, OptionError, RegistryError, RunError, FitError, OSError)
+FIGURES = ("bound", "decomposition")  # drawn for every model, besides its own picture
+RESTARTS = 20  # mixtures have many optima, and a person at a terminal may not know: the best of 20 starts, not of 1
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command: 0, or 2 after bad usage or bad input (a line on stderr says what), or 130 after Ctrl-C."""
+    try:
+        with plain_warnings():
+            try:
+                args = parsed(argv)
+                args.run(args)
+            finally:
+                sys.stdout.flush()  # a pipe that was closed early is met here, not at the end of Python
+    except SystemExit:  # --help and --version, already printed
+        pass
+    except KeyboardInterrupt:
+        say("interrupted")
+        return 130
+    except BrokenPipeError:  # the reader has seen enough, as `| head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except PLAIN as error:
+        file = getattr(error, "filename", None)
+        say(f"error: {file}: {error.strerror}" if file and isinstance(error, OSError) else f"error: {error}")
+        return 2
+    return 0
+
+
+def say(message: str) -> None:
+    """One line on stderr."""
+    print("latentzoo:", " ".join(message.split()), file=sys.stderr)
+
+
+@contextmanager
+def plain_warnings() -> Iterator[None]:
+    """A warning is one line, without a place in code that a person at a terminal never wrote."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", ConvergenceWarning)
+        warnings.showwarning = lambda message, *place, **where: say(f"warning: {message}")
+        yield
+
+
+# --- the commands -----------------------------------------------------------------------------------------------------
+
+
+def run_list(args: argparse.Namespace) -> None:
+    cards = [zoo.card(name) for name in zoo.list_models(args.family, args.inference)]
+    rows = [[card.name, card.family, ", ".join(card.inference), card.summary] for card in cards]
+    print(text_table(["name", "family", "inference", "what it is"], rows))
+
+
+def run_show(args: argparse.Namespace) -> None:
+    print(zoo.card(args.name))
+
+
+def run_fit(args: argparse.Namespace) -> None:
+    pair = zoo.create(args.name, **{name: value(name, text, default) for name, text, default in hyperparameters(args)})
+    check_folder(args.out)
+    data, options = read_data(args)
+    fit = zoo.fit(pair, data, args.inference, **options)
+    print(fit.summary())
+    if args.out:
+        files = write_report(fit, args.out, [zoo.card(args.name).picture, *FIGURES])
+        print(f"\nwritten to {args.out}: {', '.join(files)}")
+
+
+def run_compare(args: argparse.Namespace) -> None:
+    grid = {name: values(name, text, default) for name, text, default in hyperparameters(args)}
+    if not grid:
+        card = zoo.card(args.name)
+        raise OptionError(f"say what to vary, such as {flag(card.size or next(iter(card.hyperparameters)))} 1:6")
+    choices = [dict(zip(grid, choice, strict=True)) for choice in itertools.product(*grid.values())]
+    data, options = read_data(args)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # said below, with the model's name
+        fits = [zoo.fit(zoo.create(args.name, **choice), data, args.inference, **options) for choice in choices]
+    ranked = zoo.compare(fits, args.by)
+    rows = [[row[0].removeprefix(f"{args.name}(").removesuffix(")"), *row[1:]] for row in ranked.values.tolist()]
+    print(f"{args.name} on {args.data}, {len(fits)} fits, the best by {args.by} first\n")
+    print(text_table(["options", *ranked.columns[1:]], rows))
+    for row in ranked.itertuples():
+        if not row.converged:
+            say(f"warning: {row.model} did not converge: raise --max-iters or --tol")
+        if row.degenerate:
+            say(f"warning: {row.model} collapsed onto its variance floor, so its likelihood has no meaning")
+
+
+def run_score(args: argparse.Namespace) -> None:
+    scores = zoo.load(args.folder).score(args.data)
+    write_csv({"row": range(len(scores)), "log_prob": scores.tolist()}, args.out)
+    if args.out:
+        total, mean = scores.sum().item(), scores.mean().item()
+        print(f"{len(scores)} rows, log p(x) {total:.4f} in all, {mean:.4f} a row; written to {args.out}")
+
+
+def run_generate(args: argparse.Namespace) -> None:
+    write_csv(zoo.load(args.folder).generate(args.num, seed=args.seed), args.out)
+    if args.out:
+        print(f"{args.num} rows written to {args.out}")
+
+
+def run_summary(args: argparse.Namespace) -> None:
+    print(zoo.load(args.folder).summary())
+
+
+def run_demo(args: argparse.Namespace) -> None:
+    check_folder(args.out)
+    fits = {k: zoo.fit("gaussian_mixture", "iris", num_components=k, restarts=RESTARTS) for k in range(1, 6)}
+    fit, best = fits[3], min(fits, key=lambda k: fits[k].bic)
+    order = fit.params["loc"][:, 2].argsort()  # smallest petals first
+    sure, group = fit.latents()["z"][:, order].max(-1)  # (150,) each
+    typical = zip(group.bincount(minlength=3).tolist(), fit.params["loc"][order].tolist(), strict=True)
+    rows = [[f"group {number}", count, *loc] for number, (count, loc) in enumerate(typical, 1)]
+    lengths = [name.removesuffix(" (cm)") for name in fit.schema.columns or ()]
+    species = torch.arange(150) // 50  # the table lists 50 flowers of each
+    agree = sum(int(species[group == number].bincount().max()) for number in range(3))
+    scores = [[k, f.log_likelihood, f.bic, "<- smallest" if k == best else ""] for k, f in fits.items()]
+    print(f"""\
+Iris: four lengths, in centimetres, of each of 150 flowers. Their species was kept hidden. Do the lengths alone show
+groups? A Gaussian mixture looks for groups of flowers that scatter around a typical one.
+
+Asked for 3 groups, it searched from {RESTARTS} starting points. {fit.mode_map[0].count} of them led to the best answer.
+Flowers in each group, and the lengths of a typical one:
+
+{text_table(["", "flowers", *lengths], rows, decimals=1)}
+
+How sure is it? {int((sure > 0.95).sum())} of 150 flowers belong to their group with a probability above 95 %.
+The hardest to place is flower {int(sure.argmin()) + 1}: {100 * sure.min():.0f} %.
+Is it right? It never saw the species, yet {agree} of 150 flowers are in the group that stands for theirs.
+
+How many groups are there? The log-likelihood says how well the groups describe the flowers: higher is better. More
+groups always describe them better, so BIC charges for every number learned: smaller is better.
+
+{text_table(["groups", "log-likelihood", "BIC", ""], scores, decimals=2)}
+
+By BIC the lengths alone speak for {best} groups, for two of the three species look much alike.
+""")
+    files = write_report(fit, args.out, [zoo.card("gaussian_mixture").picture, *FIGURES])
+    print(f"Written to {args.out}: {', '.join(files)}")
+    print(f"latents.csv holds the group of every flower. To see the fit again: latentzoo summary {args.out}")
+
+
+# --- what goes in -----------------------------------------------------------------------------------------------------
+
+
+def hyperparameters(args: argparse.Namespace) -> list[tuple[str, str, Any]]:
+    """Name, text and default of each hyper-parameter given; those of other models are errors."""
+    has = zoo.card(args.name).hyperparameters
+    texts = {name.removeprefix("hyper "): text for name, text in vars(args).items() if name.startswith("hyper ")}
+    given = {name: text for name, text in texts.items() if text is not None}
+    for wrong in [*(flag(name) for name in given if name not in has), *args.unknown]:
+        own = ", ".join(map(flag, has)) or "none"
+        raise OptionError(f"{args.name} has no option {wrong}: its own are {own} (see latentzoo {args.command} --help)")
+    return [(name, text, has[name]) for name, text in given.items()]
+
+
+def read_data(args: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
+    """The data without the columns that --drop and --weights name, and the options of the driver."""
+    options = {name: getattr(args, name) for name in ("restarts", "seed", "max_iters", "tol", "device")}
+    options = {name: given for name, given in options.items() if given is not None}
+    data, dropped = read(args.data), [*args.drop, *([args.weights] if args.weights else [])]
+    if not dropped:
+        return data, options
+    if not hasattr(data, "columns"):
+        raise DataError(f"--drop and --weights name columns of a table; {args.data} is an array, without names")
+    for name in dropped:
+        if name not in data.columns:
+            raise DataError(f"{args.data} has no column {name!r}: it has {', '.join(map(str, data.columns))}")
+    if args.weights:
+        try:
+            options["weights"] = data[args.weights].to_numpy(dtype=float)
+        except (TypeError, ValueError) as error:
+            raise DataError(f"--weights: column {args.weights!r} holds text, expected numbers") from error
+    return data.drop(columns=dropped), options
+
+
+def check_folder(folder: str | None) -> None:
+    """Say before a long fit, not after it, that its folder cannot be written."""
+    if folder:
+        path = Path(folder).absolute()
+        nearest = next(place for place in (path, *path.parents) if place.exists())
+        if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+            raise OptionError(f"--out: cannot write to {str(nearest)!r}, expected a folder open to you")
+
+
+# --- the words of the command line -----------------------------------------------------------------------------------
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line, and whose options are never guessed from their beginnings."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **options)
+
+    def error(self, message: str) -> NoReturn:
+        raise OptionError(f"{message} (see {self.prog} --help)")
+
+
+def parsed(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command, and what it was given."""
+    parser = Parser(prog="latentzoo", description="Latent variable models on Pyro: list them, fit them, use the fits.")
+    parser.epilog = examples("list", "fit gaussian_mixture iris")
+    parser.add_argument("--version", action="version", version=f"latentzoo {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+
+    def command(run: Command, what: str, *shown: str) -> Parser:
+        name = run.__name__.removeprefix("run_")
+        epilog = examples(*(f"{name} {line}".strip() for line in shown))
+        made: Parser = commands.add_parser(name, help=what, description=what, epilog=epilog)
+        made.set_defaults(run=run)
+        return made
+
+    listing = command(run_list, "list the models", "", "--inference em")
+    listing.add_argument("--family", help="only those of a family, such as mixtures")
+    listing.add_argument("--inference", help="only those that an inference fits, such as em")
+    show = command(run_show, "show a model: story, options, references, published numbers", "gaussian_mixture")
+
+    fit = command(
+        run_fit,
+        "fit a model to data",
+        "gaussian_mixture iris --num-components 3 --out runs/iris",
+        "latent_class carcinoma --num-classes 3 --drop G",
+    )
+    compare = command(
+        run_compare,
+        "fit a model with several options, and rank the fits",
+        "gaussian_mixture iris --num-components 1:4 --covariance full,tied",
+        "latent_class carcinoma --num-classes 2,3,4 --by aic",
+    )
+    score = command(
+        run_score,
+        "log p(x) of every row, as CSV",
+        "runs/iris iris",
+        "runs/iris iris --out scores.csv",
+    )
+    generate = command(
+        run_generate,
+        "draw new rows from a saved fit, as CSV",
+        "runs/iris --num 5",
+        "runs/iris --num 100 --seed 1 --out flowers.csv",
+    )
+    summary = command(run_summary, "what a saved fit found", "runs/iris")
+    demo = command(run_demo, "a first fit, explained", "", "--out runs/first")
+
+    for sub in (show, fit, compare):
+        sub.add_argument("name", metavar="NAME", help="a model; latentzoo list names them")
+    for sub in (score, generate, summary):
+        sub.add_argument("folder", metavar="RUN", help="the folder that latentzoo fit --out wrote")
+    for sub in (fit, compare, score):
+        sub.add_argument("data", metavar="DATA", help="a CSV, Parquet, NPY or NPZ file, or bundled data, such as iris")
+    for sub in (fit, compare, generate):
+        sub.add_argument("--seed", type=int, default=0, help="of random numbers (default: 0)")
+    for sub in (score, generate):
+        sub.add_argument("--out", metavar="FILE.csv", help="write here instead of to the terminal")
+    generate.add_argument("--num", type=int, default=1, help="how many rows (default: 1)")
+    compare.add_argument("--by", default="bic", help="rank by bic, aic or icl (default: bic)")
+    fit.add_argument("--out", metavar="DIR", help="folder for the fit, its figures and the latents of every row")
+    demo.add_argument("--out", metavar="DIR", default="runs/demo", help="folder for the fit (default: runs/demo)")
+    add_fit_options(fit, "VALUE", "options of the models, with their defaults")
+    add_fit_options(compare, "VALUES", "options of the models; VALUES are one, a list 2,3,5, or a range 1:6")
+
+    args, extra = parser.parse_known_args(argv)
+    args.unknown = [text.partition("=")[0] for text in extra if text.startswith("--")]
+    if extra and not (args.unknown and args.run in (run_fit, run_compare)):
+        raise OptionError(f"unrecognized arguments: {' '.join(extra)} (see latentzoo {args.command} --help)")
+    return args
+
+
+def add_fit_options(parser: Parser, form: str, heading: str) -> None:
+    """Options of the driver, and of every model: `hyperparameters` refuses those that the named one does not have."""
+    parser.add_argument("--inference", default="auto", help="em, or auto, which picks (default: auto)")
+    parser.add_argument(
+        "--restarts", type=int, default=RESTARTS, help=f"starts, the best of which is kept (default: {RESTARTS})"
+    )
+    parser.add_argument("--max-iters", type=int, help="iterations at most")
+    parser.add_argument("--tol", type=float, help="relative tolerance of the bound")
+    parser.add_argument("--weights", metavar="COLUMN", help="the column that holds weights of the rows")
+    parser.add_argument("--drop", metavar="COLUMN", nargs="+", action="extend", default=[], help="columns to leave out")
+    parser.add_argument("--device", help="where to compute, such as cuda")
+    group = parser.add_argument_group(heading)
+    owners: dict[str, list[str]] = {}
+    for card in map(zoo.card, zoo.list_models()):
+        for name, default in card.hyperparameters.items():
+            owners.setdefault(name, []).append(f"{card.name} ({default})")
+    for name, cards in owners.items():
+        group.add_argument(flag(name), dest=f"hyper {name}", metavar=form, help=", ".join(cards))
+
+
+def examples(*lines: str) -> str:
+    return "\n".join(["examples:", *(f"  latentzoo {line}" for line in lines)])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,140 @@
+"""Compiling a model: sorting its sites by how they can be scored."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .columns import center_and_variance
+from .evidence import Elimination
+from .patterns import find_patterns
+from .program import Program
+from .sites import Argument, Layout, Site, chunks, read_arguments
+from .structure import Structure
+
+
+def compile_program(model: Any, data: Any, structure: Structure, natural: bool = True) -> Program:
+    """Sort the sites of a model by how they can be scored.
+
+    Parameters
+    ----------
+    natural : bool
+        ``False`` scores every observed site by running the model: slower, the same numbers (the tests compare them).
+    """
+    layout = Layout.of(structure)
+    plates = structure.plates
+    holding = {p for latent in structure.latents.values() for p in latent.plates if p != structure.data_plate}
+    latents, products, tables, patterns = {}, {}, {}, {}
+    scored: dict[str, str] = {}
+    base: Tensor | float = 0.0
+    for name in (*structure.latents, *structure.observed):
+        node = structure.trace.nodes[name]
+        frames = {f.name for f in node["cond_indep_stack"]}
+        kind, args, inner = read_arguments(node["fn"], layout)
+        reason = _why_scored(node, kind, args, frames, holding, structure, natural)
+        if reason is None:
+            assert kind is not None and args is not None
+            site = _site(name, node, kind, args, inner, layout, structure)
+            if name in structure.latents:
+                latents[name] = site
+                continue
+            if site.has_missing and site.event_dim:
+                found = find_patterns(site.value.reshape(len(site.value), -1))
+                if torch.Size(site.cells).numel() == 1 and kind.location is not None:
+                    patterns[name] = found
+                elif any(len(p.seen) and len(p.unseen) for p in found.distinct):
+                    reason = "rows with some cells of one event missing"
+            if reason is None:
+                products[name] = site
+                base = base + _base_measure(site, patterns)
+                continue
+        scored[name] = reason
+        kind, args, inner = read_arguments(node["fn"], layout, keep_rows=True)
+        plain = node["scale"] == 1.0 and node["mask"] is None
+        if kind is not None and args is not None and plain and not any(a.computed for a in args.values()):
+            table = _table(name, node, kind, args, inner, layout)
+            if not (table.has_missing and kind.event_dim):
+                tables[name] = table
+    has_missing = any(_is_missing(structure.trace.nodes[name]["value"]) for name in structure.observed)
+    axes = [d for d in range(-structure.nesting, 0) if d != structure.data_dim]
+    groups: dict[frozenset, list[int]] = {}
+    for i, latent in enumerate(structure.latents.values()):
+        groups.setdefault(frozenset(latent.plates) - {structure.data_plate}, []).append(1 + i)
+    start = 1 + len(structure.latents)
+    order = tuple(
+        Elimination(tuple(found), tuple(start + axes.index(plates[p][0]) for p in inside))
+        for inside, found in sorted(groups.items(), key=lambda item: -len(item[0]))
+    )
+    return Program(
+        model, data, structure, layout, latents, products, tables, scored, patterns, order, base, has_missing
+    )
+
+
+def _why_scored(node, kind, args, frames, holding, structure, natural) -> str | None:
+    """Why a site cannot be a matrix product; None where it can."""
+    if not natural and node["is_observed"]:
+        return "asked for"
+    if kind is None:
+        return f"{type(node['fn']).__name__} is no known exponential family"
+    if args is None:
+        return "its arguments depend on the row"
+    if frames & holding:
+        return "it lies in a plate that holds latents"
+    if node["scale"] != 1.0 or node["mask"] is not None:
+        return "it is scaled or masked"
+    if node["is_observed"] and structure.data_plate not in frames:
+        return "it is observed outside the data plate"
+    return None
+
+
+def _site(name, node, kind, args: dict[str, Argument], inner, layout: Layout, structure: Structure) -> Site:
+    count = len(layout.latents)
+    batch = [a.value.shape[: a.value.dim() - a.event_dim] for a in args.values()]
+    if not node["is_observed"]:
+        value = layout.canonical(node["value"], inner + kind.event_dim)
+        assert value is not None
+        shape = torch.broadcast_shapes(*batch, value.shape[: value.dim() - kind.event_dim])
+        return Site(name, kind, args, tuple(shape), kind.event_dim, value, count)
+    value = layout.rows_first(node["value"], inner + kind.event_dim)
+    cells = torch.broadcast_shapes(*(b[count:] for b in batch), value.shape[1 : value.dim() - kind.event_dim])
+    value = value.expand(layout.num_rows, *cells, *value.shape[value.dim() - kind.event_dim :])
+    shape = torch.broadcast_shapes(*(b[:count] for b in batch), (1,) * count)
+    missing = _is_missing(value)
+    center: Tensor | float = 0.0
+    variance = None
+    if kind.spread:
+        center, variance = center_and_variance(value if kind.location else value.to(torch.float64).log())
+        center = center if kind.location else 0.0
+    return Site(name, kind, args, (*shape, *cells), kind.event_dim, value, count, center, variance, missing)
+
+
+def _table(name, node, kind, args: dict[str, Argument], inner, layout: Layout) -> Site:
+    count = len(layout.latents)
+    value = layout.canonical(node["value"], inner + kind.event_dim, keep_rows=True)
+    assert value is not None
+    batch = [a.value.shape[: a.value.dim() - a.event_dim] for a in args.values()]
+    shape = list(torch.broadcast_shapes(*batch, value.shape[: value.dim() - kind.event_dim]))
+    for frame in node["cond_indep_stack"]:
+        dims = [layout.data_dim, *(d for d in range(-layout.nesting, 0) if d != layout.data_dim)]
+        shape[count + dims.index(frame.dim)] = frame.size
+    variance = None
+    if kind.spread:
+        _, one = center_and_variance(value.reshape(-1, *value.shape[value.dim() - kind.event_dim :]))
+        variance = one
+    return Site(name, kind, args, tuple(shape), kind.event_dim, value, count, 0.0, variance, _is_missing(value))
+
+
+def _base_measure(site: Site, patterns: dict) -> Tensor | float:
+    if site.name in patterns:
+        return 0.0
+    args = {name: a.value.unsqueeze(0) for name, a in site.args.items()}
+    parts = [site.base_measure(rows, args) for rows in chunks(len(site.value), 8192)]
+    return torch.cat(parts) if isinstance(parts[0], Tensor) else parts[0]
+
+
+def _is_missing(value: Tensor) -> bool:
+    if not value.is_floating_point():
+        return False
+    return any(bool(part.isnan().any()) for part in value.split(65536))

@@ -1,0 +1,62 @@
+"""Pictures of a fit, each a matplotlib Figure of its own: no window opens, and nothing global is touched."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from .errors import OptionError
+from .plots_bound import bound, decomposition
+from .plots_clusters import clusters
+from .plots_read import UnfitKind
+from .plots_tables import profiles, rates
+
+KINDS: dict[str, Callable[..., Figure]] = {
+    "bound": bound,
+    "clusters": clusters,
+    "profiles": profiles,
+    "rates": rates,
+    "decomposition": decomposition,
+}
+"""Name of each kind -> the function of a fit, and data where it takes other than the fit's, that draws it."""
+
+BY_STRUCTURE = ("clusters", "profiles", "rates")  # what a model observes: numbers, categories, counts
+
+
+def plot(fit: Any, kind: str | None = None, data: Any = None) -> Figure:
+    """Draw a fit.
+
+    Parameters
+    ----------
+    fit : Fit
+    kind : str, optional
+        One of `KINDS`. Without it: "clusters" of a model that observes numbers, "profiles" of categories, "rates" of
+        counts, and "bound" of any other.
+    data : anything `Fit.adapted` takes, optional
+        Rows to draw in place of those of the fit.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        ``figure.savefig(path)`` writes it; a notebook shows it by itself.
+
+    Raises
+    ------
+    OptionError
+        No such kind, or one that does not fit the model.
+    """
+    if kind is None:
+        for name in BY_STRUCTURE:
+            try:
+                return KINDS[name](fit, data)
+            except UnfitKind:
+                continue
+        return bound(fit, data)
+    if kind not in KINDS:
+        raise OptionError(f"kind: met {kind!r}, expected one of {', '.join(KINDS)}")
+    try:
+        return KINDS[kind](fit, data)
+    except UnfitKind as error:
+        raise OptionError(f"kind: met {kind!r}, but {error}") from None

@@ -1,0 +1,80 @@
+"""What every picture shares: a figure of its own, colours that colour-blind readers tell apart, and plain titles."""
+
+from __future__ import annotations
+
+from io import BytesIO
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+# Okabe and Ito (2008) without black, which stands for totals, and yellow, which white paper swallows; then two of Paul Tol's.
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#882255", "#999933")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+DATA, TOTAL = "#C4C8CC", "#1A1A1A"
+SMALL, TEXT, HEAD = 9, 10.5, 13
+LISTED = 12  # components that a legend names
+
+
+class Picture(Figure):
+    """A matplotlib Figure that belongs to no window and to no `pyplot` state, and that a notebook shows by itself."""
+
+    def _repr_png_(self) -> bytes:
+        stream = BytesIO()
+        self.savefig(stream, format="png", bbox_inches="tight")
+        return stream.getvalue()
+
+
+def picture(fit: Any, width: float, height: float) -> Picture:
+    """An empty figure under the fit's headline."""
+    figure = Picture(figsize=(width, height), layout="constrained", facecolor="white")
+    figure.suptitle(headline(fit), fontsize=HEAD, fontweight="bold")
+    return figure
+
+
+def headline(fit: Any) -> str:
+    """Model, its hyper-parameters, and the log-likelihood that the fit reached."""
+    origin = fit.pair.origin
+    name = origin.name if origin else getattr(fit.pair.model, "__name__", "model")
+    options = ", ".join(f"{key}={value}" for key, value in origin.hyperparameters.items()) if origin else ""
+    state = "" if fit.converged else "  (not converged)"
+    return f"{name}{f'({options})' if options else ''}\nlog-likelihood {number(fit.log_likelihood)}{state}"
+
+
+def dress(axes: Axes, title: str = "", x: str = "", y: str = "") -> None:
+    """Titles and readable, quiet axes."""
+    axes.set_title(title, fontsize=TEXT, loc="left")
+    axes.set_xlabel(x, fontsize=TEXT)
+    axes.set_ylabel(y, fontsize=TEXT)
+    axes.tick_params(labelsize=SMALL)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def legend(figure: Figure, handles: list[Any], title: str) -> None:
+    """A legend beside the axes, where it covers nothing."""
+    found = figure.legend(handles=handles, loc="outside right upper", frameon=False, fontsize=SMALL, title=title)
+    found.set_alignment("left")
+    found.get_title().set_fontsize(TEXT)
+
+
+def color(component: int) -> str:
+    return PALETTE[component % len(PALETTE)]
+
+
+def marker(component: int) -> str:
+    return MARKERS[component % len(MARKERS)]
+
+
+def percent(share: float) -> str:
+    return f"{100 * share:.0f} %" if share >= 0.0095 or share == 0 else "< 1 %"
+
+
+def number(value: float) -> str:
+    """A number with two decimals, and a minus sign as printed."""
+    return f"{value:.2f}".replace("-", "\N{MINUS SIGN}")
+
+
+def count(many: int, what: str) -> str:
+    """"1 row", "2 rows", "2 classes"."""
+    plural = what + ("es" if what.endswith("s") else "s")
+    return f"{many} {what if many == 1 else plural}"
