@@ -280,7 +280,7 @@ def parsed(argv: Sequence[str] | None) -> argparse.Namespace:
     for sub in (score, generate):
         sub.add_argument("--out", metavar="FILE.csv", help="write here instead of to the terminal")
     generate.add_argument("--num", type=int, default=1, help="how many rows (default: 1)")
-    compare.add_argument("--by", default="bic", help="rank by bic, aic or icl (default: bic)")
+    compare.add_argument("--by", default="bic", choices=("aic", "bic", "icl"), help="rank by it (default: bic)")
     fit.add_argument("--out", metavar="DIR", help="folder for the fit, its figures and the latents of every row")
     demo.add_argument("--out", metavar="DIR", default="runs/demo", help="folder for the fit (default: runs/demo)")
     add_fit_options(fit, "VALUE", "options of the models, with their defaults")

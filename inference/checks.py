@@ -25,6 +25,18 @@ def check_options(**options: Any) -> None:
             raise OptionError(f"{name}: met {value!r}, expected a number of at least {least}")
 
 
+def check_device(device: Any) -> torch.device:
+    """A device that this machine has."""
+    try:
+        found = torch.device(device)
+        torch.empty(1, device=found)
+    except (RuntimeError, AssertionError, NotImplementedError):
+        raise OptionError(
+            f"device: met {str(device)!r}, which torch cannot use here; give 'cpu' or leave it out"
+        ) from None
+    return found
+
+
 def row_weights(weights: Any, num_rows: int, device: Any) -> Tensor | None:
     """Weights as float64 (N,), or None."""
     if weights is None:

@@ -84,8 +84,9 @@ def _why_scored(node, kind, args, frames, holding, structure, natural) -> str | 
         return "it lies in a plate that holds latents"
     if node["scale"] != 1.0 or node["mask"] is not None:
         return "it is scaled or masked"
-    if node["is_observed"] and structure.data_plate not in frames:
-        return "it is observed outside the data plate"
+    for name in kind.fixed:
+        if name in args and any(size > 1 for size in args[name].value.shape[: len(structure.latents)]):
+            return f"its {name} depends on a latent"
     return None
 
 
@@ -121,7 +122,8 @@ def _table(name, node, kind, args: dict[str, Argument], inner, layout: Layout) -
         shape[count + dims.index(frame.dim)] = frame.size
     variance = None
     if kind.spread:
-        _, one = center_and_variance(value.reshape(-1, *value.shape[value.dim() - kind.event_dim :]))
+        value_of = value if kind.location else value.to(torch.float64).log()
+        _, one = center_and_variance(value_of.reshape(-1, *value.shape[value.dim() - kind.event_dim :]))
         variance = one
     return Site(name, kind, args, tuple(shape), kind.event_dim, value, count, 0.0, variance, _is_missing(value))
 

@@ -7,10 +7,12 @@ from typing import Any, NamedTuple
 import torch
 
 from .checks import row_weights
+from .climb import expected_complete, log_prior
 from .compiler import compile_program
 from .data import Dataset
 from .estep import Expectations, expectations
-from .mstep import expected_complete, log_prior, m_step, make_plan
+from .mstep import m_step
+from .plan import make_plan
 from .program import Program
 from .sites import Params
 from .structure import engine_state, read

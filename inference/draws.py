@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 from torch.distributions import biject_to, transform_to
 
+from .climb import log_prior
 from .data import Dataset
 from .errors import ConvergenceWarning, ModelError, OptionError
 from .generate import empty_rows, joint_posterior, simulate
 from .labels import label_cells, relabel
-from .mstep import log_prior
 from .program import Program
 from .sites import Params
 from .structure import engine_state

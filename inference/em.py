@@ -10,17 +10,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .checks import check_labels, check_latents, check_options, check_spread, check_values, row_weights
+from .checks import check_device, check_labels, check_latents, check_options, check_spread, check_values, row_weights
+from .climb import log_prior
 from .compiler import compile_program
 from .data import Dataset, adapt, map_tensors, num_rows, slice_rows
 from .errors import ConvergenceWarning, FitError
 from .estep import expectations
 from .fit import Fit, finish
 from .labels import label_cells
+from .links import FLOORED, floor_of
 from .loop import Progress, Stop
 from .modes import Outcome, map_modes, rank
-from .mstep import FLOORED, Plan, floor_of, log_prior, m_step, make_plan
+from .mstep import m_step
 from .pair import Pair
+from .plan import Plan, make_plan, site_of
 from .program import Program
 from .sites import Params
 from .starts import jitter, starting_values
@@ -94,25 +97,25 @@ def em(
     """
     check_options(max_iters=(max_iters, 0), tol=(tol, 0), restarts=(restarts, 1), m_steps=(m_steps, 1))
     check_options(variance_floor=(variance_floor, 0))
+    check_options(seed=(seed, 0))
     dataset = adapt(data)
     if device is not None:
-        dataset = Dataset(map_tensors(lambda t: t.to(device), dataset.values), dataset.schema)
+        home = check_device(device)
+        dataset = Dataset(map_tensors(lambda t: t.to(home), dataset.values), dataset.schema)
     home = device_of(dataset.values)
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(int(seed))
     with engine_state(seed, home):
         share = row_weights(weights, num_rows(dataset.values), home)
         structure = read(pair.model, dataset.values)
         check_latents(structure, structure.num_rows)
         check_values(structure, dataset.schema)
-        starts = starting_values(pair, dataset.values, structure, restarts, generator)
-        for name, value in (start or {}).items():
-            starts[name][0] = torch.as_tensor(value).to(starts[name])
         values, share, structure = _collapsed(pair, dataset.values, structure, share, collapse)
         program = compile_program(pair.model, values, structure, natural)
         plan = make_plan(program, variance_floor)
         check_spread(program, set(plan.closed), dataset.schema)
         cells = label_cells(program)
         check_labels(structure, cells, num_rows(dataset.values))
+        starts = starting_values(pair, dataset.values, structure, restarts, generator, start)
         if pair.initialize is None and start is None and _is_symmetric(program, starts):
             first = {name: value[0] for name, value in starts.items()}
             moved = jitter(first, structure, generator)
@@ -218,7 +221,7 @@ def is_degenerate(program: Program, plan: Plan, params: dict[str, Tensor]) -> bo
     batch = {name: value.unsqueeze(0) for name, value in params.items()}
     for name, uses in plan.closed.items():
         for use in uses:
-            site = next(t[use.site] for t in (program.latents, program.products, program.tables) if use.site in t)
+            site = site_of(program, use.site)
             if use.argument not in FLOORED or site.variance is None:
                 continue
             value = site.args[use.argument].of(batch)

@@ -13,6 +13,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .errors import ModelError
+
 
 class Elimination(NamedTuple):
     """Order of summation: for each group of plates, deepest first, the axes of its latents and of its plates."""
@@ -24,23 +26,40 @@ class Elimination(NamedTuple):
 def log_evidence(factors: Sequence[Tensor], order: Sequence[Elimination]) -> Tensor:
     """log p(x_n) of each restart and row, (R, n)."""
     remaining = list(factors)
+    plates = {axis for step in order for axis in step.plates}
     for step in order:
+        deeper = tuple(sorted(plates.difference(step.plates)))
         for axis in step.latents:
-            # only factors that speak of the latent meet, so the largest table is the model's own clique
+            # only factors that speak of the latent meet, so the largest table is the model's own clique;
+            # those of plates deeper than its own are products over these plates
             inside = [f for f in remaining if f.shape[axis] > 1]
             if not inside:
                 continue
+            if deeper:
+                _check_nested(inside, order, deeper)
+                inside = [f.sum(deeper, keepdim=True) for f in inside]
             joint = inside[0]
             for factor in inside[1:]:
                 joint = joint + factor
             remaining = [f for f in remaining if f.shape[axis] == 1]
             remaining.append(joint.logsumexp(axis, keepdim=True))
-        if step.plates:
-            remaining = [f.sum(step.plates, keepdim=True) for f in remaining]
+    if plates:
+        remaining = [f.sum(tuple(plates), keepdim=True) for f in remaining]
     total = remaining[0]
     for factor in remaining[1:]:
         total = total + factor
     return total.reshape(total.shape[0], total.shape[-1])
+
+
+def _check_nested(factors: Sequence[Tensor], order: Sequence[Elimination], deeper: Sequence[int]) -> None:
+    """A product over plates may not run over the cells of a latent that is still to be summed."""
+    for step in order:
+        for plate in set(step.plates).intersection(deeper):
+            if any(f.shape[plate] > 1 and f.shape[axis] > 1 for f in factors for axis in step.latents):
+                raise ModelError(
+                    "latents of two plates, neither inside the other, meet in one site: the sum over their values does not "
+                    "factorise, so it cannot be had exactly; sample one of them outside both plates, or in the inner one"
+                )
 
 
 def posterior(

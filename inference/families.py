@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from torch.distributions.utils import clamp_probs, logits_to_probs, probs_to_logits
 
+from .symbols import provenance
+
 Args = dict[str, Tensor]
 LOG_2PI = math.log(2 * math.pi)
 
@@ -40,10 +42,15 @@ class Family:
     event_dim = 0
     location: str | None = None  # the argument that moves with the data: the engine centres x by it
     spread: tuple[str, ...] = ()  # arguments that would collapse on a constant column
+    fixed: tuple[str, ...] = ()  # arguments that log h(x) depends on
 
     def read(self, fn: dist.Distribution) -> dict[str, tuple[Tensor, int]]:
         """The arguments a distribution was built with: name -> (tensor, its event dims)."""
-        return {name: (getattr(fn, name), dim) for name, dim in self.arguments.items() if name in fn.__dict__}
+        found = {name: (getattr(fn, name), dim) for name, dim in self.arguments.items() if name in fn.__dict__}
+        if "probs" in found and "logits" in found:  # torch has computed one from the other: keep what was given
+            known = provenance(found["probs"][0])
+            del found["logits" if known is not None and known.index is not None else "probs"]
+        return found
 
     def statistics(self, value: Tensor, args: Args) -> Tensor:
         raise NotImplementedError
@@ -215,6 +222,7 @@ class BernoulliFamily(Family):
 
 class BinomialFamily(BernoulliFamily):
     arguments = {"probs": 0, "logits": 0, "total_count": 0}
+    fixed = ("total_count",)
 
     def natural(self, args):
         eta, log_normalizer = super().natural(args)

@@ -11,11 +11,10 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Ellipse, Patch
-from matplotlib.patheffects import withStroke
 from torch import Tensor
 
 from .plots_read import Reading, read_columns
-from .plots_style import DATA, LISTED, SMALL, TOTAL, color, count, dress, legend, marker, percent, picture
+from .plots_style import DATA, LISTED, TOTAL, color, count, dress, legend, marker, percent, picture
 
 POINTS = 3000  # rows drawn at most
 CANDIDATES = 30  # columns whose pairs are compared
@@ -53,7 +52,9 @@ def scatter(figure: Figure, axes: Axes, reading: Reading) -> None:
     covariance = reading.covariance(pair)
     rows = torch.arange(len(reading.values))
     if len(rows) > POINTS:
-        rows = torch.randperm(len(rows), generator=torch.Generator().manual_seed(reading.fit.seed))[:POINTS].sort().values
+        rows = (
+            torch.randperm(len(rows), generator=torch.Generator().manual_seed(reading.fit.seed))[:POINTS].sort().values
+        )
     posterior, filled = reading.posterior(rows)
     points = filled[:, pair].numpy()
     hollow = reading.values[rows][:, pair].isnan().any(1).numpy()
@@ -76,19 +77,35 @@ def scatter(figure: Figure, axes: Axes, reading: Reading) -> None:
             shape = ellipse(mean[k, pair], covariance[k], deviations)
             shape.set(facecolor="none", edgecolor=color(k), linestyle=line, linewidth=1.6, zorder=3)
             axes.add_patch(shape)
-        text = axes.text(*mean[k, pair].tolist(), reading.components[k], ha="center", va="center", zorder=4)
-        text.set(fontsize=12, fontweight="bold", color=color(k), clip_on=True)
-        text.set_path_effects([withStroke(linewidth=3, foreground="white")])
+        tag(axes, mean[k, pair].tolist(), reading.components[k], k)
     _limits(axes, points, mean[:, pair], covariance)
     drawn = f"{len(rows)} of {count(reading.total, 'row')}" if len(rows) < reading.total else count(len(rows), "row")
-    where = f"\non the 2 of {len(reading.columns)} columns that set the components furthest apart" if len(reading.columns) > 2 else ""
+    where = (
+        f"\non the 2 of {len(reading.columns)} columns that set the components furthest apart"
+        if len(reading.columns) > 2
+        else ""
+    )
     names = [reading.columns[j] for j in pair]
     dress(axes, f"{drawn}, each in the colour of its most probable component{where}", *names)
-    handles: list[Any] = component_handles(reading, lambda k: Line2D([], [], color=color(k), marker=marker(k), linestyle=""))
+    handles: list[Any] = component_handles(
+        reading, lambda k: Line2D([], [], color=color(k), marker=marker(k), linestyle="")
+    )
     handles += [Line2D([], [], color=TOTAL, linestyle=line, label=f"{d} sd") for d, line in DEVIATIONS.items()]
-    handles.append(Line2D([], [], color=TOTAL, marker="o", alpha=0.25, linestyle="", markeredgewidth=0, label="pale: uncertain"))
+    handles.append(
+        Line2D([], [], color=TOTAL, marker="o", alpha=0.25, linestyle="", markeredgewidth=0, label="pale: uncertain")
+    )
     if hollow.any():
-        handles.append(Line2D([], [], color=TOTAL, marker="o", markerfacecolor="none", linestyle="", label="hollow: a cell is\nmissing, imputed"))
+        handles.append(
+            Line2D(
+                [],
+                [],
+                color=TOTAL,
+                marker="o",
+                markerfacecolor="none",
+                linestyle="",
+                label="hollow: a cell is\nmissing, imputed",
+            )
+        )
     legend(figure, handles, "component (share)")
 
 
@@ -138,6 +155,13 @@ def ellipse(center: Tensor, covariance: Tensor, deviations: float) -> Ellipse:
     return Ellipse((center[0].item(), center[1].item()), wide, high, angle=angle)
 
 
+def tag(axes: Axes, place: list[float], name: str, component: int) -> None:
+    """A component's name on a white ground, so that it is read above any points."""
+    ground = {"boxstyle": "round,pad=0.2", "facecolor": "white", "edgecolor": color(component), "alpha": 0.9}
+    text = axes.text(place[0], place[1], name, ha="center", va="center", bbox=ground, zorder=4)
+    text.set(fontsize=TEXT, fontweight="bold", color=color(component), clip_on=True)
+
+
 def _limits(axes: Axes, points: np.ndarray, mean: Tensor, covariance: Tensor) -> None:
     """All points, and of the ellipses what lies within a third of the points' range around them."""
     low, high = points.min(0), points.max(0)
@@ -172,9 +196,7 @@ def histogram(figure: Figure, axes: Axes, reading: Reading) -> None:
     seen = ~values.isnan()
     weights = None if reading.weights is None else reading.weights[seen].numpy()
     shown = values[seen].numpy()
-    edges = np.histogram_bin_edges(shown, bins="auto")
-    if not 8 <= len(edges) - 1 <= 80:
-        edges = np.histogram_bin_edges(shown, bins=int(np.clip(len(edges) - 1, 8, 80)))
+    edges = np.histogram_bin_edges(shown, bins=int(np.clip(len(shown) ** 0.5, 8, 60)))
     heights, _, _ = axes.hist(shown, edges, weights=weights, density=True, color=DATA, edgecolor="white", linewidth=0.6)
     grid = _grid(reading, float(edges[0]), float(edges[-1]))
     parts = reading.shares.unsqueeze(1) * reading.density(reading.items[0], grid)
@@ -183,13 +205,15 @@ def histogram(figure: Figure, axes: Axes, reading: Reading) -> None:
         axes.plot(grid, part, color=color(k), linewidth=1.8)
         axes.fill_between(grid, part, color=color(k), alpha=0.12, linewidth=0)
         peak = int(part.argmax())
-        text = axes.text(grid[peak].item(), part[peak].item(), reading.components[k], ha="center", va="bottom")
-        text.set(fontsize=12, fontweight="bold", color=color(k), clip_on=True)
-        text.set_path_effects([withStroke(linewidth=3, foreground="white")])
+        tag(axes, [grid[peak].item(), part[peak].item()], reading.components[k], k)
     axes.plot(grid, total, color=TOTAL, linewidth=1.6, linestyle=(0, (4, 2)))
-    axes.set_ylim(0, 1.12 * max(np.max(heights), min(total.max().item(), 2 * np.max(heights))))  # a spike may leave the top
+    axes.set_ylim(
+        0, 1.12 * max(np.max(heights), min(total.max().item(), 2 * np.max(heights)))
+    )  # a spike may leave the top
     axes.set_xlim(grid[0].item(), grid[-1].item())
-    read = f"{len(values)} of {count(reading.total, 'row')}" if len(values) < reading.total else count(len(values), "row")
+    read = (
+        f"{len(values)} of {count(reading.total, 'row')}" if len(values) < reading.total else count(len(values), "row")
+    )
     gone = f" ({int((~seen).sum())} missing)" if not seen.all() else ""
     title = f"{read}{gone} as a histogram, and the density of each component times its share"
     dress(axes, title, reading.columns[0], "density")

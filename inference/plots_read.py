@@ -81,7 +81,7 @@ class Reading:
     @property
     def values(self) -> Tensor:
         """(N, C)."""
-        return torch.cat([item.values.flatten(1) for item in self.items], 1)
+        return torch.cat([item.values.reshape(len(item.values), -1) for item in self.items], 1)
 
     @property
     def components(self) -> tuple[str, ...]:
@@ -89,9 +89,13 @@ class Reading:
         sizes = torch.Size(self.drawn)
         names = [name for name, size in zip(self.layout.latents, sizes, strict=True) if size > 1]
         out = []
-        for values in torch.cartesian_prod(*map(torch.arange, sizes)).reshape(-1, len(sizes)).tolist() if sizes else [[]]:
+        for values in (
+            torch.cartesian_prod(*map(torch.arange, sizes)).reshape(-1, len(sizes)).tolist() if sizes else [[]]
+        ):
             own = [v for v, size in zip(values, sizes, strict=True) if size > 1]
-            out.append(", ".join(f"{n}={v}" for n, v in zip(names, own, strict=True)) if len(own) > 1 else f"{sum(own)}")
+            out.append(
+                ", ".join(f"{n}={v}" for n, v in zip(names, own, strict=True)) if len(own) > 1 else f"{sum(own)}"
+            )
         return tuple(out)
 
     # --- the model --------------------------------------------------------------------------------------------------
@@ -129,7 +133,8 @@ class Reading:
             moment = getattr(item.fn, which)
         except (NotImplementedError, AttributeError):
             raise UnfitKind(f"site '{item.name}' has a {type(item.base).__name__}, which knows no {which}") from None
-        return self.by_component(item, moment, item.inner, item.values.shape[1:]).flatten(1)
+        found = self.by_component(item, moment, item.inner, item.values.shape[1:])
+        return found.reshape(len(found), -1)
 
     def covariance(self, columns: list[int]) -> Tensor:
         """(E, c, c) of some columns; sites are independent given the component."""
@@ -190,7 +195,7 @@ class Reading:
                     else:
                         expected = (mine @ self._moment(item, "mean")).reshape(value.shape)
                     value = torch.where(value.isnan(), expected, value)
-                filled.append(value.flatten(1))
+                filled.append(value.reshape(len(value), -1))
             return mine, torch.cat(filled, 1)
 
 
@@ -272,10 +277,14 @@ def _nature(fn: Any) -> str:
 
 def _check_latents(structure: Structure) -> None:
     if structure.continuous:
-        raise UnfitKind(f"latent '{structure.continuous[0]}' is continuous, so the rows fall into no components: try bound")
+        raise UnfitKind(
+            f"latent '{structure.continuous[0]}' is continuous, so the rows fall into no components: try bound"
+        )
     for name, latent in structure.latents.items():
         if len(latent.plates) > 1:
-            raise UnfitKind(f"latent '{name}' has several values in each row, so the rows fall into no components: try bound")
+            raise UnfitKind(
+                f"latent '{name}' has several values in each row, so the rows fall into no components: try bound"
+            )
 
 
 def _item(name: str, known: Any, place: Any, dataset: Dataset, layout: Layout) -> Item:

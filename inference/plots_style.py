@@ -28,7 +28,7 @@ class Picture(Figure):
 def picture(fit: Any, width: float, height: float) -> Picture:
     """An empty figure under the fit's headline."""
     figure = Picture(figsize=(width, height), layout="constrained", facecolor="white")
-    figure.suptitle(headline(fit), fontsize=HEAD, fontweight="bold")
+    figure.suptitle(headline(fit), x=0.01, ha="left", fontsize=HEAD, fontweight="bold")
     return figure
 
 
@@ -52,7 +52,7 @@ def dress(axes: Axes, title: str = "", x: str = "", y: str = "") -> None:
 
 def legend(figure: Figure, handles: list[Any], title: str) -> None:
     """A legend beside the axes, where it covers nothing."""
-    found = figure.legend(handles=handles, loc="outside right upper", frameon=False, fontsize=SMALL, title=title)
+    found = figure.legend(handles=handles, loc="outside right center", frameon=False, fontsize=SMALL, title=title)
     found.set_alignment("left")
     found.get_title().set_fontsize(TEXT)
 
@@ -75,6 +75,6 @@ def number(value: float) -> str:
 
 
 def count(many: int, what: str) -> str:
-    """"1 row", "2 rows", "2 classes"."""
+    """ "1 row", "2 rows", "2 classes"."""
     plural = what + ("es" if what.endswith("s") else "s")
     return f"{many} {what if many == 1 else plural}"

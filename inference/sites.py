@@ -222,6 +222,8 @@ def read_arguments(
         value = layout.canonical(tensor, inner + event_dim, keep_rows)
         if value is None:
             return kind, None, inner
+        event = tensor.shape[tensor.dim() - event_dim :]
+        value = value.expand(*value.shape[: value.dim() - event_dim], *event)
         known = provenance(tensor)
         if known is None:
             args[name] = Argument(value, event_dim)
@@ -229,6 +231,8 @@ def read_arguments(
             args[name] = Argument(value, event_dim, depends=known.names, operation=known.operation or "a normalisation")
         else:
             index = layout.canonical(known.index, inner + event_dim, keep_rows)
+            assert index is not None
+            index = index.expand(*index.shape[: index.dim() - event_dim], *event)
             (param,) = known.names
             args[name] = Argument(value, event_dim, param, index, known.names)
     return kind, args, inner

@@ -45,21 +45,27 @@ def kmeans_plusplus(x: Tensor, num_centers: int, generator: torch.Generator) -> 
 
 
 def starting_values(
-    pair: Pair, data: Any, structure: Structure, restarts: int, generator: torch.Generator
+    pair: Pair,
+    data: Any,
+    structure: Structure,
+    restarts: int,
+    generator: torch.Generator,
+    start: Mapping[str, Any] | None = None,
 ) -> dict[str, Tensor]:
     """Starting values of every param, (R, *shape) each.
 
     With ``pair.initialize`` each restart draws its own; otherwise the first start is what the model declares, and the others
-    are jittered around it.
+    are jittered around it. `start` overrules the first.
     """
     declared = {name: double(param.value) for name, param in structure.params.items()}
     starts = []
     for number in range(restarts):
         if pair.initialize is not None:
-            starts.append({**declared, **_checked(pair.initialize(data, generator), declared)})
+            starts.append({**declared, **_checked(pair.initialize(data, generator), declared, "initialize")})
         else:
             starts.append(declared if number == 0 else jitter(declared, structure, generator))
-    return {name: torch.stack([start[name] for start in starts]) for name in declared}
+    starts[0] = {**starts[0], **_checked(start or {}, declared, "start")}
+    return {name: torch.stack([one[name] for one in starts]) for name in declared}
 
 
 def jitter(values: Mapping[str, Tensor], structure: Structure, generator: torch.Generator) -> dict[str, Tensor]:
@@ -74,17 +80,17 @@ def jitter(values: Mapping[str, Tensor], structure: Structure, generator: torch.
     return out
 
 
-def _checked(given: Mapping[str, Tensor], declared: dict[str, Tensor]) -> dict[str, Tensor]:
+def _checked(given: Mapping[str, Any], declared: dict[str, Tensor], source: str) -> dict[str, Tensor]:
     out = {}
     for name, value in given.items():
         if name not in declared:
             raise ModelError(
-                f"initialize returned a value for '{name}', which the model does not declare: it has {sorted(declared)}"
+                f"{source}: a value for '{name}', which the model does not declare: it has {sorted(declared)}"
             )
         value = double(torch.as_tensor(value))
         if value.shape != declared[name].shape:
             raise ModelError(
-                f"initialize returned '{name}' of shape {tuple(value.shape)}; the model declares {tuple(declared[name].shape)}"
+                f"{source}: '{name}' has shape {tuple(value.shape)}; the model declares {tuple(declared[name].shape)}"
             )
         out[name] = value.to(declared[name].device)
     return out

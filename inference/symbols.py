@@ -19,7 +19,12 @@ SELECTIONS = frozenset(
     "permute transpose t swapaxes swapdims movedim moveaxis select index_select narrow gather take repeat tile "
     "repeat_interleave unbind split chunk roll flip".split()
 )
-SAME_CELLS = frozenset("contiguous clone to double float long int detach alias".split())
+SAME_CELLS = frozenset("contiguous clone to type_as double float long int detach alias".split())
+# Functions that look at the dtype or the shape of their further arguments, not at their values.
+TEMPLATES = frozenset("type_as expand_as view_as reshape_as to".split())
+CONSTANTS = frozenset(
+    "zeros_like ones_like full_like empty_like rand_like randn_like new_zeros new_ones new_full new_empty new_tensor".split()
+)
 TRANSPOSES = (torch.Tensor.T.__get__, torch.Tensor.mT.__get__)  # type: ignore[attr-defined]
 
 
@@ -50,6 +55,10 @@ class Symbol(torch.Tensor):
                 operands = args[0] if len(args) == 1 and isinstance(args[0], list | tuple) else args
                 return type(out)(_expanded(a, o) for a, o in zip(operands, out, strict=True))
             symbols = [leaf for leaf in _leaves((args, kwargs)) if isinstance(leaf, Symbol)]
+            if name in TEMPLATES:
+                symbols = symbols[: isinstance(args[0], Symbol)]
+            if not symbols or name in CONSTANTS:
+                return plain(out)
             source = args[0] if args else None
             if len(symbols) == 1 and source is symbols[0] and source.provenance.index is not None:
                 known = source.provenance
@@ -75,6 +84,18 @@ def symbol(value: Tensor, name: str) -> Symbol:
 def provenance(value: Any) -> Provenance | None:
     """Where a value comes from; None for a plain tensor or number, which depends on no root."""
     return value.provenance if isinstance(value, Symbol) else None
+
+
+def symbols_of(fn: Any) -> frozenset[str]:
+    """Every param that a distribution's arguments depend on."""
+    found: frozenset[str] = frozenset()
+    for value in _leaves(dict(vars(fn))):
+        known = provenance(value)
+        if known is not None:
+            found |= known.names
+        elif isinstance(value, torch.distributions.Distribution | torch.distributions.Transform):
+            found |= symbols_of(value)
+    return found
 
 
 def plain(value: Tensor) -> Tensor:

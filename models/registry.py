@@ -37,8 +37,8 @@ class Card:
     references : tuple of str
     checks : tuple of str
         Published numbers that the tests reproduce with it.
-    picture : str
-        The kind that ``fit.plot()`` draws.
+    example : str
+        A bundled data set to try it on.
     size : str
         The hyper-parameter that counts labels, which ``compare`` varies.
     """
@@ -52,7 +52,7 @@ class Card:
     hyperparameters: dict[str, Any]
     references: tuple[str, ...]
     checks: tuple[str, ...]
-    picture: str
+    example: str
     size: str = ""
 
     def __str__(self) -> str:
@@ -60,7 +60,7 @@ class Card:
         parts = [
             f"{self.name} ({self.family}): {self.summary}",
             inspect.cleandoc(self.story),
-            f"Data: {self.data}",
+            f"Data: {self.data}\nTry it: latentzoo fit {self.name} {self.example}",
             f"Hyper-parameters:\n{options}",
             f"Inference: {', '.join(self.inference)}",
             "References:\n" + "\n".join(f"  {line}" for line in self.references),
@@ -89,7 +89,7 @@ def register(
     inference: tuple[str, ...] = ("em",),
     references: tuple[str, ...] = (),
     checks: tuple[str, ...] = (),
-    picture: str = "bound",
+    example: str = "iris",
     size: str = "",
     examples: tuple[dict[str, Any], ...] = ({},),
 ) -> Callable[[Factory], Factory]:
@@ -122,7 +122,7 @@ def register(
             return replace(factory(*args, **kwargs), origin=origin)
 
         story = factory.__doc__ or ""
-        card = Card(name, family, summary, story, data, inference, defaults, references, checks, picture, size)
+        card = Card(name, family, summary, story, data, inference, defaults, references, checks, example, size)
         ENTRIES[name] = Entry(create, card, examples)
         return create
 

@@ -6,6 +6,7 @@ Nothing of the engine is used here, neither enumeration nor its handling of miss
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -118,9 +119,8 @@ def _frames(site: Any) -> dict[str, Any]:
 def _values(site: Any) -> list[Tensor]:
     """Every value of a latent: of each of its cells in a further plate independently."""
     support = site["fn"].enumerate_support(expand=False).flatten()
-    cells = site["fn"].batch_shape.numel() // _frames(site)["data"].size
-    inner = [size for dim, size in _dims(site) if dim != _frames(site)["data"].dim and size > 1]
-    return [torch.stack(list(c)).reshape(inner) for c in itertools.product(support, repeat=cells)]
+    inner = [frame.size for frame in sorted(site["cond_indep_stack"], key=lambda f: f.dim) if frame.name != "data"]
+    return [torch.stack(c).reshape(inner) for c in itertools.product(support, repeat=math.prod(inner))]
 
 
 def _dims(site: Any) -> list[tuple[int, int]]:

@@ -214,6 +214,9 @@ assert np.allclose(posterior, [5 / 35, 12 / 35, 18 / 35])
 #
 # The inequality is Jensen's: the logarithm is concave, so the log of a mean is at least the mean of the logs. The right
 # side is the *evidence lower bound*. It asks for an average of logs of the joint, which is what a model can compute.
+#
+# In the picture each sky is a point on the log curve, as large as its $q$. The mean of the points lies inside their triangle,
+# and so below the curve.
 
 
 # %%
@@ -225,27 +228,32 @@ def elbo(q, joint=joint):
     return terms.sum(-1)
 
 
-ratios = joint / flat  # with q the same for every sky
-print(f"log of the mean ratio: {np.log((flat * ratios).sum()):.4f}   mean of the log ratios: {elbo(flat):.4f}")
-assert np.isclose(np.log((flat * ratios).sum()), log_evidence)
-assert elbo(flat) < log_evidence
+hopeful = np.array([0.6, 0.2, 0.2])  # a q that expects sunshine
+ratios = joint / hopeful
+mean_ratio, mean_log = hopeful @ ratios, hopeful @ np.log(ratios)
+print(f"the ratios p(x, z) / q(z): {ratios.round(4)}, weighed by q = {hopeful}")
+print(f"log of their mean = {np.log(mean_ratio):.4f} = log p(x)    mean of their logs = {mean_log:.4f} = ELBO")
+
+assert np.isclose(np.log(mean_ratio), log_evidence)
+assert np.isclose(mean_log, elbo(hopeful)) and mean_log < log_evidence - 0.5
 
 # %%
-figure, panel = plt.subplots(figsize=(7.5, 4.6))
-line = np.linspace(0.09, 0.62, 300)
-panel.plot(line, np.log(line), color=BLUE, linewidth=2, label=r"$\log u$")
+figure, panel = plt.subplots(figsize=(8, 4.8))
+line = np.linspace(0.06, 1.0, 300)
+panel.plot(line, np.log(line), color=BLUE, linewidth=2)
 panel.fill(ratios, np.log(ratios), color=BLUE, alpha=0.12)
-panel.plot(ratios, np.log(ratios), "o", color=BLUE, markersize=8)
-offsets = {"sunny": (10, -6), "cloudy": (-14, 10), "rainy": (-20, 10)}
-for sky, ratio in zip(SKIES, ratios, strict=True):
-    panel.annotate(sky, (ratio, np.log(ratio)), offsets[sky], textcoords="offset points", fontsize=11)
-panel.plot([evidence, evidence], [elbo(flat), log_evidence], color=ORANGE, linewidth=3, label="the gap")
-panel.plot(evidence, log_evidence, "^", color=ORANGE, markersize=10)
-panel.plot(evidence, elbo(flat), "v", color=ORANGE, markersize=10)
-panel.annotate(f"log of the mean\n$\\log p(x)$ = {log_evidence:.3f}", (evidence, log_evidence), (-10, 22), textcoords="offset points", ha="right")
-panel.annotate(f"mean of the logs\nELBO = {elbo(flat):.3f}", (evidence, elbo(flat)), (12, -18), textcoords="offset points")
-panel.set(title="Jensen's inequality for the umbrella, with $q$ = (1/3, 1/3, 1/3)", xlabel="$u = p(x, z)\\,/\\,q(z)$", ylabel=r"$\log u$", ylim=(-2.3, -0.3))
-panel.legend(frameon=False, loc="lower right")
+panel.scatter(ratios, np.log(ratios), s=700 * hopeful, color=BLUE, zorder=3)
+offsets = [(14, -8), (-60, 12), (-40, 12)]
+for sky, weight, ratio, offset in zip(SKIES, hopeful, ratios, offsets, strict=True):
+    panel.annotate(f"{sky}, $q$ = {weight:.1f}", (ratio, np.log(ratio)), offset, textcoords="offset points")
+panel.hlines([log_evidence, mean_log], 0, mean_ratio, color=GREY, linestyle=":")
+panel.plot([mean_ratio, mean_ratio], [mean_log, log_evidence], color=ORANGE, linewidth=4)
+panel.plot([mean_ratio] * 2, [mean_log, log_evidence], "o", color=ORANGE, markersize=7)
+panel.annotate(f"ELBO = {mean_log:.3f}, the mean of the logs", (mean_ratio, mean_log), (10, -12), textcoords="offset points")
+panel.annotate(f"$\\log p(x)$ = {log_evidence:.3f},\nthe log of the mean", (0.012, log_evidence), (0, 6), textcoords="offset points")
+panel.annotate("the gap", (mean_ratio, (mean_log + log_evidence) / 2), (8, -3), textcoords="offset points", color="#A66F00")
+panel.set(title="Jensen's inequality: the log curve lies above the mean of any of its points", xlim=(0, 1.0), ylim=(-2.8, 0.15))
+panel.set(xlabel="$u = p(x, z)\\,/\\,q(z)$", ylabel=r"$\log u$")
 save(figure, "01_jensen")
 
 # %% [markdown]
@@ -266,7 +274,7 @@ save(figure, "01_jensen")
 #   without computing $p(x)$.
 
 # %%
-for words, table in [("prior", prior), ("flat", flat), ("posterior", posterior)]:
+for words, table in [("hopeful", hopeful), ("prior", prior), ("posterior", posterior)]:
     print(f"q = {words:9s}  ELBO {elbo(table):+.4f}  +  KL {kl(table, posterior):.4f}  =  {elbo(table) + kl(table, posterior):+.4f}")
 
 every_q = random.dirichlet(np.ones(3), 100_000)
@@ -275,8 +283,9 @@ assert elbo(every_q).max() < log_evidence  # the bound
 assert np.isclose(elbo(posterior), log_evidence, rtol=0, atol=1e-12)  # tight at the posterior
 
 # %% [markdown]
-# The picture walks with $q$ in a straight line: from being nearly sure of sunshine, through the posterior, to being nearly sure
-# of rain after that. The two bars always reach the same line. Only their shares change.
+# The picture walks with $q$ in two straight lines: from near certainty of sunshine to the posterior, and on to near certainty
+# of rain. The two bars always reach the same line. Only their shares change. (The ELBO is negative, so its bar is
+# drawn upwards from a floor at -3.2.)
 
 # %%
 sunny, rainy = np.array([0.96, 0.02, 0.02]), np.array([0.02, 0.02, 0.96])
@@ -311,18 +320,19 @@ grid = np.array([(i, j, 120 - i - j) for i in range(121) for j in range(121 - i)
 height = elbo(grid)
 spots = grid @ corners
 
-figure, panel = plt.subplots(figsize=(7, 5.4))
+figure, panel = plt.subplots(figsize=(7.5, 5.4))
 levels = log_evidence - np.array([2.4, 1.8, 1.2, 0.8, 0.5, 0.25, 0.1, 0.02, 0.0])
-filled = panel.tricontourf(*spots.T, height, levels=levels, cmap="Blues", extend="min")
-panel.tricontour(*spots.T, height, levels=levels[:-1], colors="white", linewidths=0.8)
+shades = plt.get_cmap("Blues")(np.linspace(0.05, 0.75, len(levels)))
+filled = panel.tricontourf(*spots.T, height, levels=levels, colors=shades, extend="min")
+panel.tricontour(*spots.T, height, levels=levels[:-1], colors="white", linewidths=0.8, linestyles="solid")
 panel.plot(*np.append(corners, corners[:1], 0).T, color="black", linewidth=1)
-panel.plot(*(posterior @ corners), "*", color=ORANGE, markersize=17)
-panel.annotate("posterior", posterior @ corners, (12, 0), textcoords="offset points", fontsize=11, color="white")
-panel.plot(*(prior @ corners), "o", color=GREEN, markersize=8)
-panel.annotate("prior", prior @ corners, (-12, -16), textcoords="offset points", fontsize=11, ha="right")
-for corner, sky, align in zip(corners, SKIES, ["right", "left", "center"], strict=True):
-    panel.annotate(f"surely {sky}", corner, (0, 8 if sky == "rainy" else -16), textcoords="offset points", ha=align)
-panel.set(aspect="equal", xlim=(-0.12, 1.12), ylim=(-0.1, 0.97), title="The ELBO of every $q$ over three states, in nats")
+for words, table, spot, color in [("the posterior", posterior, (0.93, 0.62), ORANGE), ("the prior", prior, (-0.02, 0.5), GREEN)]:
+    arrow = {"arrowstyle": "-", "color": "black", "shrinkB": 7}
+    panel.annotate(f"{words}\nELBO = {elbo(table):.3f}", table @ corners, spot, arrowprops=arrow, ha="center")
+    panel.plot(*(table @ corners), "o", color=color, markersize=10, markeredgecolor="black")
+for corner, sky in zip(corners, SKIES, strict=True):
+    panel.annotate(f"surely {sky}", corner, (0, 8 if sky == "rainy" else -16), textcoords="offset points", ha="center")
+panel.set(aspect="equal", xlim=(-0.15, 1.15), ylim=(-0.1, 0.97), title="The ELBO of every $q$ over three states, in nats")
 panel.axis("off")
 figure.colorbar(filled, ax=panel, shrink=0.75, format="%.2f")
 save(figure, "01_every_q")
@@ -390,8 +400,8 @@ def guess(q):
 
 seen = torch.ones(1, dtype=torch.float64)  # one arrival, with an umbrella
 with pyro.get_param_store().scope():
-    for words, table in [("prior", prior), ("flat", flat), ("posterior", posterior)]:
-        by_pyro = -TraceEnum_ELBO().loss(sky_and_umbrella, guess(table), seen)
+    for words, table in [("hopeful", hopeful), ("prior", prior), ("posterior", posterior)]:
+        by_pyro = -TraceEnum_ELBO(max_plate_nesting=1).loss(sky_and_umbrella, guess(table), seen)
         print(f"q = {words:9s}  Pyro's ELBO {by_pyro:+.6f}   by hand {elbo(table):+.6f}")
         assert np.isclose(by_pyro, elbo(table), rtol=0, atol=1e-9)
 

@@ -32,7 +32,7 @@ COVARIANCES = ("full", "tied", "diagonal", "spherical")
         "galaxies, K=3: -203.1792; acidity, K=2 tied: -185.9493 (mclust)",
         "iris: BIC 574.0178 (full, K=2), 580.839 (full, K=3), 857.5515 (diagonal, K=2), 688.0972 (tied, K=2) (mclust)",
     ),
-    picture="clusters",
+    example="iris",
     size="num_components",
     examples=tuple({"num_components": 3, "covariance": name} for name in COVARIANCES),
 )

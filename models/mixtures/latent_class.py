@@ -30,7 +30,7 @@ from ..registry import register
         "Stouffer and Toby: -543.6498, -504.4677, -503.3011 for 1, 2, 3 classes (Goodman 1974)",
         "cheating: -440.0271 for 2 classes (Dayton 1998)",
     ),
-    picture="profiles",
+    example="carcinoma",
     size="num_classes",
     examples=({"num_classes": 2},),
 )

@@ -24,7 +24,7 @@ from ..registry import register
     checks=(
         "deaths of women over 80 in The Times, K=2: weight 0.3599, rates 1.2561 and 2.6634, log-likelihood -1989.946 (Hasselblad)",
     ),
-    picture="rates",
+    example="hasselblad_deaths",
     size="num_components",
     examples=({"num_components": 2},),
 )

@@ -1,0 +1,96 @@
+"""From pooled sums to the value of a param: one link for each kind of ratio, ``link(old, num, den, floor, constraint)``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .sites import Site
+
+SMALL = 1e-300  # a cell with no weight at all keeps its value: any value is a maximiser
+
+
+def _divide(old: Tensor, num: Tensor, den: Tensor) -> Tensor:
+    return torch.where(den > SMALL, num / den.clamp_min(SMALL), old)
+
+
+def _mean(old, num, den, low, constraint):
+    return _clip(_divide(old, num, den), constraint)
+
+
+def _scale(old, num, den, low, constraint):
+    floor = _divide(torch.zeros_like(old), low, den)
+    return _clip(_divide(old**2, num, den).maximum(floor).sqrt(), constraint)
+
+
+def _simplex(old, num, den, low, constraint):
+    total = num.sum(-1, keepdim=True)
+    return torch.where(total > SMALL, num / total.clamp_min(SMALL), old)
+
+
+def _logits(old, num, den, low, constraint):
+    tiny = torch.finfo(old.dtype).tiny
+    return _simplex(old.softmax(-1), num, den, low, constraint).clamp_min(tiny).log()
+
+
+def _log_odds(old, num, den, low, constraint):
+    return _divide(old.sigmoid(), num, den).logit(eps=1e-15)
+
+
+def _covariance(old, num, den, low, constraint):
+    """The maximiser under a floor: eigenvalues are clipped, in units where the floor is the identity."""
+    matrix = torch.where(den > SMALL, num / den.clamp_min(SMALL), old)
+    matrix = 0.5 * (matrix + matrix.mT)
+    floor = _divide(torch.zeros_like(old), low, den).diagonal(dim1=-2, dim2=-1)
+    floor = torch.where(floor > 0, floor, matrix.diagonal(dim1=-2, dim2=-1).clamp_min(SMALL))
+    unit = floor.sqrt()
+    scaled = matrix / unit.unsqueeze(-1) / unit.unsqueeze(-2)
+    low_enough = torch.linalg.eigvalsh(scaled)[..., 0] >= 1.0
+    if low_enough.all():
+        return matrix
+    values, vectors = torch.linalg.eigh(scaled)
+    clipped = (vectors * values.clamp_min(1.0).unsqueeze(-2)) @ vectors.mT
+    clipped = clipped * unit.unsqueeze(-1) * unit.unsqueeze(-2)
+    clipped = 0.5 * (clipped + clipped.mT)
+    return torch.where(low_enough[..., None, None], matrix, clipped)
+
+
+def _scale_tril(old, num, den, low, constraint):
+    return torch.linalg.cholesky(_covariance(old @ old.mT, num, den, low, constraint))
+
+
+def _precision(old, num, den, low, constraint):
+    return torch.linalg.inv(_covariance(torch.linalg.inv(old), num, den, low, constraint))
+
+
+LINKS: dict[str, Callable[..., Tensor]] = {
+    "mean": _mean,
+    "rate": _mean,
+    "proportion": _mean,
+    "scale": _scale,
+    "simplex": _simplex,
+    "logits": _logits,
+    "log_odds": _log_odds,
+    "covariance_matrix": _covariance,
+    "scale_tril": _scale_tril,
+    "precision_matrix": _precision,
+}
+FLOORED = ("scale", "covariance_matrix", "scale_tril", "precision_matrix")
+MATRICES = FLOORED[1:]
+
+
+def floor_of(site: Site, kind: str) -> Tensor:
+    """Variances of a site's values, shaped to its ratio: the yardstick of a collapse."""
+    assert site.variance is not None
+    if kind not in MATRICES:
+        return site.variance
+    return torch.diag_embed(site.variance)
+
+
+def _clip(value: Tensor, constraint: Any) -> Tensor:
+    """Into an interval: exact, since each objective here has one peak in each cell."""
+    low, high = getattr(constraint, "lower_bound", None), getattr(constraint, "upper_bound", None)
+    return value if low is None and high is None else value.clamp(low, high)

@@ -1,0 +1,517 @@
+"""The command line: what each command prints and writes, and what it says when it cannot."""
+
+import csv
+import math
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+
+from latentzoo import __main__ as command_line
+from latentzoo import __version__, zoo
+from latentzoo.inference.errors import FitError, OptionError
+from latentzoo.inference.report import latent_columns, text_table
+from latentzoo.models.options import value, values
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text()
+COMMANDS = ("list", "show", "fit", "compare", "score", "generate", "summary", "demo")
+SURVEY = [  # answers with text and missing cells, and how many people gave them
+    ("yes", "red", "high", 12),
+    ("yes", "red", "low", 5),
+    ("no", "blue", "low", 20),
+    ("no", "green", "low", 7),
+    ("no", "green", "", 4),
+    ("", "red", "high", 3),
+    ("yes", "green", "high", 2),
+]
+
+
+class Ran(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+Run = Callable[..., Ran]
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run a command line in an empty folder, given as one string."""
+    monkeypatch.chdir(tmp_path)
+
+    def command(line: str) -> Ran:
+        code = command_line.main(shlex.split(line))
+        return Ran(code, *capsys.readouterr())
+
+    return command
+
+
+def process(line: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """The same in a process of its own, as a person runs it."""
+    command = [sys.executable, "-W", "error", "-m", "latentzoo", *shlex.split(line)]
+    return subprocess.run(command, cwd=folder, env=os.environ, capture_output=True, text=True)
+
+
+def read_csv(text: str) -> list[dict[str, str]]:
+    return list(csv.DictReader(text.splitlines()))
+
+
+def survey(weighted: bool) -> str:
+    """SURVEY as CSV: a row for each answer with its weight, or a row for each person."""
+    lines = ["smokes,colour,income" + ",people" * weighted]
+    for *answers, people in SURVEY:
+        lines += [",".join([*answers, str(people)])] if weighted else [",".join(answers)] * people
+    return "\n".join(lines) + "\n"
+
+
+# --- one command at a time --------------------------------------------------------------------------------------------
+
+
+def test_list_names_every_model(run: Run) -> None:
+    code, out, err = run("list")
+    assert (code, err) == (0, "")
+    assert [line.split()[0] for line in out.splitlines()[1:]] == zoo.list_models()
+    assert zoo.card("latent_class").summary in out
+    assert run("list --family mixtures --inference em").out == out
+
+
+def test_show_prints_the_card(run: Run) -> None:
+    assert run("show latent_class") == (0, f"{zoo.card('latent_class')}\n", "")
+
+
+def test_version(run: Run) -> None:
+    assert run("--version") == (0, f"latentzoo {__version__}\n", "")
+
+
+def test_fit_takes_options_of_the_model_and_of_the_driver(run: Run) -> None:
+    options = "--num-components 2 --covariance diagonal --inference em --restarts 3 --seed 4 --tol 1e-9 --max-iters 500"
+    code, out, err = run(f"fit gaussian_mixture iris {options}")
+    same = zoo.fit(
+        zoo.create("gaussian_mixture", num_components=2, covariance="diagonal"),
+        "iris",
+        inference="em",
+        restarts=3,
+        seed=4,
+        tol=1e-9,
+        max_iters=500,
+    )
+    assert (code, err) == (0, "")
+    assert out == same.summary() + "\n"
+    assert same.bic == pytest.approx(857.5515, abs=6e-3)  # mclust
+
+
+def test_fit_starts_from_twenty_places(run: Run) -> None:
+    assert run("fit gaussian_mixture iris").out == zoo.fit("gaussian_mixture", "iris", restarts=20).summary().replace(
+        "by em", "by em", 1
+    ) + "\n"
+
+
+def test_fit_that_did_not_converge_says_so_in_a_line(run: Run) -> None:
+    code, out, err = run("fit gaussian_mixture iris --max-iters 2")
+    assert code == 0
+    assert "did NOT meet its tolerance" in out
+    assert re.fullmatch(r"latentzoo: warning: em: stopped after 2 iterations [^\n]*\n", err)
+
+
+def test_fit_writes_the_run_its_figures_and_latents(run: Run, tmp_path: Path) -> None:
+    code, out, err = run("fit poisson_mixture hasselblad_deaths --out a/b")
+    assert (code, err) == (0, "")
+    folder = tmp_path / "a" / "b"
+    beside = {file.name for file in folder.iterdir() if not file.name.startswith(("run.json", "arrays-"))}
+    assert beside == {"rates.png", "bound.png", "decomposition.png", "latents.csv"}
+    where, _, files = out.splitlines()[-1].partition(": ")
+    assert (where, set(files.split(", "))) == ("written to a/b", beside)
+    assert all(file.read_bytes().startswith(b"\x89PNG\r\n") for file in folder.glob("*.png"))
+    fit = zoo.load(folder)
+    rows = read_csv((folder / "latents.csv").read_text())
+    deaths = zoo.create  # noqa: F841
+    expected = fit.latents("hasselblad_deaths")["z"]
+    written = np.array([[float(row["z=0"]), float(row["z=1"])] for row in rows])
+    np.testing.assert_allclose(written, expected.numpy(), rtol=1e-9)
+    assert [int(row["z"]) for row in rows] == written.argmax(1).tolist()
+    assert [int(row["row"]) for row in rows] == list(range(1096))
+
+
+def test_weights_column_counts_rows(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "weighted.csv").write_text(survey(weighted=True))
+    (tmp_path / "people.csv").write_text(survey(weighted=False))
+    once = run("fit latent_class weighted.csv --weights people --out weighted")
+    assert (once.code, once.err) == (0, "")
+    assert "on 53 rows" in once.out
+    assert run("fit latent_class people.csv --out people").code == 0
+    weighted, people = zoo.load(tmp_path / "weighted"), zoo.load(tmp_path / "people")
+    assert weighted.schema.columns == ("smokes", "colour", "income")
+    assert weighted.log_likelihood == pytest.approx(people.log_likelihood, rel=1e-8)
+    assert weighted.bic == pytest.approx(people.bic, rel=1e-8)
+
+
+def test_drop_leaves_columns_out(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "survey.csv").write_text(survey(weighted=True))
+    assert run("fit latent_class survey.csv --weights people --drop colour income --out run").code == 0
+    assert zoo.load(tmp_path / "run").schema.columns == ("smokes",)
+
+
+def test_compare_ranks_the_fits(run: Run) -> None:
+    code, out, err = run("compare gaussian_mixture iris --num-components 1:3 --covariance full,tied")
+    assert (code, err) == (0, "")
+    title, empty, header, *lines = out.splitlines()
+    assert (title, empty) == ("gaussian_mixture on iris, 6 fits, the best by bic first", "")
+    column = header.split().index("bic") + 1  # the options are two words
+    ranked = {tuple(re.findall(r"=(\w+)", line)): float(line.split()[column]) for line in lines}
+    assert len(ranked) == 6
+    assert list(ranked.values()) == sorted(ranked.values())
+    published = {("2", "full"): 574.0178, ("3", "full"): 580.839, ("2", "tied"): 688.0972}  # mclust
+    for options, bic in published.items():
+        assert ranked[options] == pytest.approx(bic, abs=6e-3)
+
+
+def test_compare_ranks_by_what_is_asked(run: Run) -> None:
+    lines = run("compare latent_class carcinoma --num-classes 2,3,4 --by aic").out.splitlines()[3:]
+    assert [line.split()[0] for line in lines] == ["num_classes=3", "num_classes=4", "num_classes=2"]
+    assert [line.split()[3] for line in lines] == ["633.410", "640.572", "664.514"]
+
+
+def test_compare_says_which_did_not_converge(run: Run) -> None:
+    code, out, err = run("compare gaussian_mixture iris --num-components 1,3 --max-iters 3")
+    assert code == 0
+    assert [line.split()[-2] for line in out.splitlines()[3:]] == ["no", "yes"]
+    assert re.fullmatch(r"latentzoo: warning: gaussian_mixture\(num_components=3, [^\n]* did not converge[^\n]*\n", err)
+
+
+def test_demo_tells_what_it_found(run: Run, tmp_path: Path) -> None:
+    from sklearn.datasets import load_iris
+
+    code, out, err = run("demo")
+    assert (code, err) == (0, "")
+    assert re.findall(r"^group \d +(\d+)", out, re.MULTILINE) == ["50", "45", "55"]
+    assert re.search(r"^ +2 .* 574\.02  <- smallest$", out, re.MULTILINE)  # mclust
+    assert "groups, for two" in out
+    group = np.array([int(row["z"]) for row in read_csv((tmp_path / "runs/demo/latents.csv").read_text())])
+    species = load_iris().target
+    right = sum(np.bincount(species[group == number]).max() for number in range(3))
+    assert f"{right} of 150 flowers are in the group" in out
+    assert run("summary runs/demo").out.startswith("gaussian_mixture(num_components=3, covariance=full) on 150 rows")
+    assert (tmp_path / "runs/demo/clusters.png").is_file()
+
+
+# --- from a table with text and gaps to new rows ----------------------------------------------------------------------
+
+
+def test_round_trip(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "survey.csv").write_text(survey(weighted=True))
+    fitted = run("fit latent_class survey.csv --num-classes 2 --weights people --out run")
+    assert fitted.code == 0
+
+    summary = run("summary run")
+    assert (summary.code, summary.err) == (0, "")
+    assert fitted.out.startswith(summary.out.rstrip("\n"))
+
+    scored = run("score run survey.csv")
+    assert (scored.code, scored.err) == (0, "")
+    scores = [float(row["log_prob"]) for row in read_csv(scored.out)]
+    fit = zoo.load(tmp_path / "run")
+    labels = fit.schema.labels
+    shares = fit.params["weights"].tolist()
+    for (*answers, _), score in zip(SURVEY, scores, strict=True):
+        total = 0.0
+        for k in range(2):
+            seen = [(j, answer) for j, answer in enumerate(answers) if answer]
+            codes = [(j, labels[("smokes", "colour", "income")[j]].index(answer)) for j, answer in seen]
+            total += shares[k] * math.prod(fit.params[f"probs_{j}"][k, code].item() for j, code in codes)
+        assert score == pytest.approx(math.log(total), rel=1e-9)
+    weighted = sum(people * score for (*_, people), score in zip(SURVEY, scores, strict=True))
+    assert f"log-likelihood {weighted:.4f}" in fitted.out
+
+    drawn = run("generate run --num 40 --seed 3")
+    assert (drawn.code, drawn.err) == (0, "")
+    rows = read_csv(drawn.out)
+    assert len(rows) == 40
+    for j, column in enumerate(("smokes", "colour", "income")):
+        assert set(labels[column]) >= {row[column] for row in rows}
+        assert set(labels[column]) == {answers[j] for answers in SURVEY} - {""}
+    assert run("generate run --num 40 --seed 3").out == drawn.out
+    assert run("generate run --num 40 --seed 4").out != drawn.out
+
+    filed = run("generate run --num 40 --seed 3 --out new.csv")
+    assert filed.out == "40 rows written to new.csv\n"
+    assert (tmp_path / "new.csv").read_text() == drawn.out
+    again = run("score run new.csv --out scores.csv")
+    assert again.out.startswith("40 rows, log p(x) ")
+    assert len(read_csv((tmp_path / "scores.csv").read_text())) == 40
+
+
+def test_array_without_names(run: Run, tmp_path: Path) -> None:
+    np.save(tmp_path / "counts.npy", np.array([[0, 1], [9, 8], [1, 0], [7, 9], [8, 8], [0, 0]]))
+    assert run("fit poisson_mixture counts.npy --out run").code == 0
+    rows = read_csv(run("generate run --num 3").out)
+    assert [list(row) for row in rows] == [["x0", "x1"]] * 3
+    assert all(re.fullmatch(r"\d+(\.0)?", cell) for row in rows for cell in row.values())
+
+
+# --- what goes wrong --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> None:
+    (tmp_path / "text.csv").write_text("a,b\n1,x\n2,y\n3,x\n4,x\n")
+    (tmp_path / "empty.csv").write_text("")
+    (tmp_path / "negative.csv").write_text("a,w\n1,1\n2,-1\n3,1\n")
+    np.save(tmp_path / "array.npy", np.arange(6.0))
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "run.json").write_text("{}")
+
+
+@pytest.mark.usefixtures("files")
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("", "COMMAND (see latentzoo --help)"),
+        ("fti gaussian_mixture iris", "invalid choice: 'fti'"),
+        ("list --models", "unrecognized arguments: --models"),
+        ("list --family trees", "family: met 'trees', expected one of mixtures"),
+        ("list --inference magic", "inference: met 'magic'"),
+        ("show gaussian", "did you mean 'gaussian_mixture'"),
+        ("fit gaussian_mixture", "DATA (see latentzoo fit --help)"),
+        ("fit gausian_mixture iris", "did you mean 'gaussian_mixture'"),
+        ("fit gaussian_mixture iris extra", "unrecognized arguments: extra"),
+        ("fit gaussian_mixture iris --num-classes 3", "no option --num-classes: its own are --num-components, --cov"),
+        ("fit gaussian_mixture iris --num-topics=3", "no option --num-topics: its own are --num-components, --cov"),
+        ("fit --num-topics 3 gaussian_mixture iris", "no"),
+        ("fit gaussian_mixture iris --num-comp 3", "no option --num-comp:"),
+        ("fit gaussian_mixture iris --num-components three", "--num-components: met 'three', expected a whole number"),
+        ("fit gaussian_mixture iris --num-components 0", "num_components: met 0"),
+        ("fit gaussian_mixture iris --num-components 1:3", "--num-components: met '1:3'"),
+        ("fit gaussian_mixture iris --covariance round", "covariance: met 'round', expected one of full, tied"),
+        ("fit gaussian_mixture iris --inference magic", "inference: met 'magic'"),
+        ("fit gaussian_mixture iris --restarts 0", "restarts: met 0"),
+        ("fit gaussian_mixture iris --restarts many", "invalid int value: 'many'"),
+        ("fit gaussian_mixture iris --tol -1", "tol: met -1"),
+        ("fit gaussian_mixture irises", "no file 'irises', nor a bundled data set of that name; there are iris"),
+        ("fit gaussian_mixture empty.csv", "cannot read 'empty.csv'"),
+        ("fit gaussian_mixture text.csv", "column 'b' holds text"),
+        ("fit poisson_mixture iris", "row 0 holds"),
+        ("fit gaussian_mixture text.csv --drop c", "text.csv has no column 'c': it has a, b"),
+        ("fit gaussian_mixture text.csv --weights c", "text.csv has no column 'c': it has a, b"),
+        ("fit gaussian_mixture text.csv --weights b", "--weights: column 'b' holds text"),
+        ("fit gaussian_mixture negative.csv --weights w", "weights: expected finite numbers, none negative"),
+        ("fit gaussian_mixture array.npy --drop a", "array.npy is an array, without names"),
+        ("fit gaussian_mixture iris --out text.csv", "--out: cannot write to"),
+        ("fit gaussian_mixture iris --out text.csv/run", "--out: cannot write to"),
+        ("compare gaussian_mixture iris", "say what to vary, such as --num-components 1:6"),
+        ("compare gaussian_mixture iris --num-components 6:1", "--num-components: met '6:1'"),
+        ("compare gaussian_mixture iris --num-components 1:", "--num-components: met ''"),
+        ("compare gaussian_mixture iris --num-classes 2,3", "no option --num-classes"),
+        ("compare gaussian_mixture iris --num-components 1:2 --by luck", "invalid choice: 'luck'"),
+        ("score nowhere iris", "nowhere: does not exist"),
+        ("score broken iris", "broken"),
+        ("summary nowhere", "nowhere: does not exist"),
+        ("generate nowhere", "nowhere: does not exist"),
+        ("demo --out text.csv", "--out: cannot write to"),
+    ],
+)
+def test_error_is_one_plain_line(run: Run, line: str, words: str) -> None:
+    code, out, err = run(line)
+    assert (code, out) == (2, "")
+    assert re.fullmatch(r"latentzoo: error: [^\n]+\n", err)
+    assert words in err
+
+
+def test_errors_of_a_saved_run(run: Run, tmp_path: Path) -> None:
+    assert run("fit gaussian_mixture iris --num-components 1 --restarts 1 --out run").code == 0
+    (tmp_path / "short.csv").write_text("sepal length (cm)\n5\n")
+    for line, words in {
+        "score run short.csv": "no column 'sepal width (cm)'",
+        "score run missing.csv": "no file 'missing.csv'",
+        "score run iris --out no/where.csv": "no",
+        "generate run --num 0": "num=0",
+        "generate run --num 2 --out no/where.csv": "no",
+    }.items():
+        code, out, err = run(line)
+        assert (code, out) == (2, ""), line
+        assert re.fullmatch(r"latentzoo: error: [^\n]+\n", err), line
+        assert words in err, line
+
+
+def test_fit_that_fails_and_ctrl_c(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*args: object, **options: object) -> None:
+        raise FitError("em: log p(x) became NaN", {})
+
+    def stopped(*args: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(zoo, "fit", fails)
+    assert run("fit gaussian_mixture iris") == (2, "", "latentzoo: error: em: log p(x) became NaN\n")
+    monkeypatch.setattr(zoo, "fit", stopped)
+    assert run("fit gaussian_mixture iris") == (130, "", "latentzoo: interrupted\n")
+
+
+def test_bugs_are_not_dressed_up(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def breaks(*args: object, **options: object) -> None:
+        raise ValueError("a bug")
+
+    monkeypatch.setattr(zoo, "fit", breaks)
+    with pytest.raises(ValueError, match="a bug"):
+        run("fit gaussian_mixture iris")
+
+
+# --- processes --------------------------------------------------------------------------------------------------------
+
+
+def test_process_fits_and_draws(tmp_path: Path) -> None:
+    fitted = process("fit gaussian_mixture iris --num-components 2 --out run", tmp_path)
+    assert (fitted.returncode, fitted.stderr) == (0, "")
+    assert "log-likelihood -214.3547 " in fitted.stdout
+    wrong = process("fit gaussian_mixture iris --num-classes 2", tmp_path)
+    assert (wrong.returncode, wrong.stdout) == (2, "")
+    assert wrong.stderr.startswith("latentzoo: error: ")
+
+    command = [sys.executable, "-m", "latentzoo", "generate", "run", "--num", "50000"]
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as drawing:
+        assert drawing.stdout is not None
+        assert drawing.stderr is not None
+        assert drawing.stdout.readline().startswith("sepal length (cm),")
+        drawing.stdout.close()  # as `| head -1` does
+        assert drawing.stderr.read() == ""
+        assert drawing.wait() == 0
+
+
+def test_a_fit_imports_no_more_than_it_needs(tmp_path: Path) -> None:
+    """What draws and exports takes seconds to import, and comes only where something is drawn or exported."""
+    program = (
+        "import sys\nfrom latentzoo.__main__ import main\n"
+        "assert main(['list']) == 0 and not {'pandas', 'sklearn', 'matplotlib', 'arviz'} & sys.modules.keys()\n"
+        "assert main(['fit', 'gaussian_mixture', 'iris']) == 0 and not {'matplotlib', 'arviz'} & sys.modules.keys()\n"
+    )
+    ran = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+
+
+# --- words ------------------------------------------------------------------------------------------------------------
+
+
+def test_help_examples_run(run: Run) -> None:
+    """Every command's help ends in examples, and they run, in the order in which the help lists the commands."""
+    for name in ("", *COMMANDS):
+        code, out, err = run(f"{name} --help")
+        assert (code, err) == (0, "")
+        lines = out.partition("\nexamples:\n")[2].splitlines()
+        assert len(lines) >= 1
+        for line in lines:
+            program, *command = shlex.split(line)
+            assert program == "latentzoo"
+            assert command[0] == name or not name
+            ran = run(shlex.join(command))
+            assert (ran.code, ran.err) == (0, ""), line
+    assert set(re.findall(r"^    (\w+) ", run("--help").out, re.MULTILINE)) == set(COMMANDS)
+
+
+def test_help_names_every_option_of_the_models(run: Run) -> None:
+    for command in ("fit", "compare"):
+        words = run(f"{command} --help").out
+        for name in zoo.list_models():
+            for option, default in zoo.card(name).hyperparameters.items():
+                assert re.search(rf"--{option.replace('_', '-')} VALUES?\s[^-]*{name} \({default}\)", words)
+
+
+@pytest.mark.parametrize(
+    ("text", "default", "found"),
+    [
+        ("1:4", 3, [1, 2, 3, 4]),
+        ("2,3,5", 3, [2, 3, 5]),
+        ("1:3,2,7", 3, [1, 2, 3, 7]),
+        ("full,tied", "full", ["full", "tied"]),
+        ("a:b", "full", ["a:b"]),
+        ("0.5,2", 1.0, [0.5, 2.0]),
+        ("true,false", True, [True, False]),
+        ("3", "required", [3]),
+        ("'x'", "required", ["x"]),
+    ],
+)
+def test_values(text: str, default: object, found: list[object]) -> None:
+    met = values("some_option", text, default)
+    assert met == found
+    assert [type(one) for one in met] == [type(one) for one in found]
+
+
+@pytest.mark.parametrize(("text", "default"), [("1.5", 3), ("yes", True), ("one", 1.0), ("x y", "required")])
+def test_value_of_another_type(text: str, default: object) -> None:
+    with pytest.raises(OptionError, match=f"--some-option: met '{text}', expected "):
+        value("some_option", text, default)
+
+
+def test_text_table() -> None:
+    rows = [["a", 1, 2.0, True], ["long", 22, 0.25, False]]
+    assert text_table(["w", "n", "x", "yes?"], rows, decimals=1) == "w      n    x  yes?\na      1  2.0  yes\nlong  22  0.2  no"
+    assert text_table(["w", "n"], []) == "w  n"
+
+
+def test_latent_columns_of_latents_in_plates() -> None:
+    import torch
+
+    probs = torch.tensor([[[0.9, 0.1], [0.2, 0.8]], [[0.4, 0.6], [0.7, 0.3]]], dtype=torch.float64)
+    found = latent_columns({"z": probs})
+    assert found == {
+        "z[0]": [0, 1],
+        "z[0]=0": [0.9, 0.4],
+        "z[0]=1": [0.1, 0.6],
+        "z[1]": [1, 0],
+        "z[1]=0": [0.2, 0.7],
+        "z[1]=1": [0.8, 0.3],
+    }
+
+
+# --- the README -------------------------------------------------------------------------------------------------------
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+
+
+def test_readme_lists_the_models() -> None:
+    section = README.partition("\n## Models\n")[2].partition("\n## ")[0]
+    header, _, *lines = [line.strip("|").split("|") for line in section.splitlines() if line.startswith("|")]
+    assert [line[0].strip(" `") for line in lines] == zoo.list_models()
+    for column, title in enumerate(header[1:-1], 1):
+        fitted = [line[0].strip(" `") for line in lines if line[column].strip() == "yes"]
+        assert fitted == zoo.list_models(inference=title.strip().lower())
+
+
+def test_readme_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    import torch
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("latentzoo.zoo.DRIVERS", dict(zoo.DRIVERS))
+    first, own = blocks("python")
+    exec(first, {})
+    out = capsys.readouterr().out
+    assert "\n-180.18547" in out
+    assert out.endswith("tensor(-180.1855, dtype=torch.float64)\n")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        found: dict[str, object] = {}
+        exec(own, found)
+    assert zoo.fit  # the names that the README uses are those of the package
+    np.testing.assert_allclose(found["fit"].params["rate"].sort().values, [0.2, 5.0], rtol=0.25)  # type: ignore[attr-defined]
+
+
+def test_readme_commands_run(run: Run) -> None:
+    lines = [line for block in blocks("bash") for line in block.splitlines() if line.startswith("latentzoo ")]
+    assert len(lines) == 5
+    for line in lines:
+        ran = run(line.removeprefix("latentzoo "))
+        assert (ran.code, ran.err) == (0, ""), line
+
+
+def test_readme_links_lead_somewhere() -> None:
+    links = [link for link in re.findall(r"\]\((.*?)\)", README) if not link.startswith("http")]
+    assert len(links) == 4
+    assert [link for link in links if not (ROOT / link).is_file()] == []

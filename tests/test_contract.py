@@ -1,0 +1,175 @@
+"""What every registered model owes its users, run over the whole registry."""
+
+import arviz as az
+import numpy as np
+import pyro
+import pytest
+import torch
+
+from latentzoo import zoo
+from latentzoo.inference.data import adapt
+from latentzoo.inference.structure import engine_state, read
+from latentzoo.models.registry import ENTRIES
+
+CASES = [(name, example) for name, entry in ENTRIES.items() for example in entry.examples]
+IDS = [f"{name}-{'-'.join(str(v) for v in example.values())}" for name, example in CASES]
+pytestmark = pytest.mark.parametrize(("name", "example"), CASES, ids=IDS)
+
+
+@pytest.fixture
+def pair(name, example):
+    return zoo.create(name, **example)
+
+
+@pytest.fixture
+def data(name):
+    """The card's own example, and, so that fits are quick, at most 300 rows of it."""
+    found = adapt(zoo.card(name).example)
+    step = max(1, len(found.values) // 300)
+    return found.schema.decode(found.values[::step])
+
+
+@pytest.fixture
+def fit(pair, data):
+    return zoo.fit(pair, data, restarts=3, seed=1)
+
+
+def with_gaps(data, share=0.15):
+    """The data with a share of their cells missing, no row and no column wholly so."""
+    values = adapt(data).values.double()
+    holes = torch.rand(values.shape, generator=torch.Generator().manual_seed(0)) < share
+    holes[:20] = False
+    if values.dim() > 1:
+        holes[:, 0] = False
+    return torch.where(holes, torch.nan, values)
+
+
+def test_the_model_can_be_read_and_its_card_is_whole(name, pair, data):
+    with engine_state(0):
+        structure = read(pair.model, adapt(data).values)
+    assert structure.params
+    assert structure.observed
+    assert structure.num_rows == len(data)
+    card = zoo.card(name)
+    assert card.story
+    assert card.references
+    assert card.checks
+    assert name in zoo.list_models(family=card.family)
+
+
+def test_every_driver_improves_on_its_start_and_never_falls(name, pair, data):
+    for inference in zoo.card(name).inference:
+        fit = zoo.fit(pair, data, inference=inference, restarts=2)
+        assert fit.history[-1] > fit.history[0]
+        assert (np.diff(fit.history.numpy()) >= -1e-9 * (1 + abs(fit.log_likelihood))).all()
+        assert fit.converged
+
+
+def test_auto_picks_em_and_says_why(fit):
+    assert fit.inference == "em"
+    assert "EM is exact" in fit.reason
+    assert fit.reason in fit.summary()
+
+
+def test_scores_are_one_finite_number_per_row_and_sum_to_the_log_likelihood(fit, data):
+    score = fit.score(data)
+    assert score.shape == (len(data),)
+    assert torch.isfinite(score).all()
+    assert score.sum().item() == pytest.approx(fit.log_likelihood, rel=1e-10)
+
+
+def test_posteriors_are_probabilities(fit, data):
+    for probs in fit.latents(data).values():
+        assert probs.shape[0] == len(data)
+        torch.testing.assert_close(probs.sum(-1), torch.ones(probs.shape[:-1], dtype=torch.float64))
+
+
+def test_generated_rows_keep_the_moments_of_the_data_they_came_from(fit, data, pair):
+    first = adapt(fit.generate(4000, seed=1)).values.double()
+    again = zoo.fit(pair, first, restarts=1, start=fit.params, tol=1e-8, weights=None)
+    second = adapt(again.generate(4000, seed=2)).values.double()
+    error = (first.var(0) / len(first)).sqrt()
+    assert ((first.mean(0) - second.mean(0)).abs() <= 6 * error + 1e-12).all()
+    assert ((first.std(0) - second.std(0)).abs() <= 0.15 * first.std(0) + 1e-12).all()
+
+
+def test_a_saved_fit_scores_bitwise_the_same(fit, data, tmp_path):
+    fit.save(tmp_path / "run")
+    loaded = zoo.load(tmp_path / "run")
+    assert torch.equal(loaded.score(data), fit.score(data))
+    assert torch.equal(loaded.history, fit.history)
+    assert loaded.summary() == fit.summary()
+    assert (loaded.aic, loaded.bic, loaded.icl) == (fit.aic, fit.bic, fit.icl)
+    assert str(loaded.mode_map) == str(fit.mode_map)
+
+
+@pytest.mark.filterwarnings("ignore:Estimated shape parameter of Pareto:UserWarning")
+@pytest.mark.filterwarnings("ignore:invalid value encountered in scalar divide:RuntimeWarning")
+def test_arviz_opens_it_and_summary_and_loo_run(fit, data):
+    posterior = fit.to_arviz(draws="laplace", num_draws=300)
+    assert set(fit.params) <= set(posterior.posterior.data_vars)
+    assert set(fit.latents(data)) <= set(posterior.posterior.data_vars)
+    groups = set(posterior.groups())
+    assert {"posterior", "posterior_predictive", "log_likelihood", "observed_data", "sample_stats"} <= groups
+    assert np.isfinite(az.summary(posterior, var_names=list(fit.params), kind="stats")["mean"]).all()
+    loo = az.loo(posterior)
+    assert loo.n_data_points == len(data)
+    assert loo.elpd_loo < fit.log_likelihood + 1
+
+
+def test_one_draw_is_what_em_found(fit):
+    posterior = fit.to_arviz().posterior
+    assert (posterior.sizes["chain"], posterior.sizes["draw"]) == (1, 1)
+    for name, value in fit.params.items():
+        np.testing.assert_array_equal(posterior[name].values[0, 0], value.numpy())
+
+
+def test_missing_cells_are_scored_by_what_is_left(fit, data):
+    """A row of two columns with one missing scores as the integral over that cell: here, as any fill times its density."""
+    gaps = with_gaps(data)
+    score = fit.score(gaps)
+    assert torch.isfinite(score).all()
+    whole = ~gaps.isnan().any(-1) if gaps.dim() > 1 else ~gaps.isnan()
+    torch.testing.assert_close(score[whole], fit.score(data)[whole])
+    empty = ~gaps.isnan() if gaps.dim() == 1 else (~gaps.isnan()).any(-1)
+    assert (score[~empty] == 0).all()
+
+
+def test_missing_cells_are_fitted_and_imputed(pair, data):
+    gaps = with_gaps(data)
+    fit = zoo.fit(pair, gaps, restarts=2)
+    assert (np.diff(fit.history.numpy()) >= -1e-9 * (1 + abs(fit.log_likelihood))).all()
+    filled = fit.impute(gaps)
+    assert not filled.isnan().any()
+    assert torch.equal(filled[~gaps.isnan()], gaps[~gaps.isnan()])
+
+
+def test_the_same_seed_gives_the_same_bits(pair, data):
+    one, two = (zoo.fit(pair, data, restarts=2, seed=7) for _ in range(2))
+    assert torch.equal(one.history, two.history)
+    assert all(torch.equal(one.params[name], two.params[name]) for name in one.params)
+    draws = [f.sample_posterior(5, seed=3) for f in (one, two)]
+    assert all(torch.equal(draws[0][name], draws[1][name]) for name in draws[0])
+
+
+def test_the_caller_is_left_as_he_was(pair, data):
+    store = pyro.get_param_store()
+    with store.scope():
+        pyro.param("weights", torch.tensor(5.0))
+        before, state = torch.get_default_dtype(), torch.random.get_rng_state()
+        fit = zoo.fit(pair, data, seed=3)
+        fit.score(data), fit.generate(3), fit.sample_posterior(2)
+        assert list(store.keys()) == ["weights"]
+        assert store["weights"].item() == 5.0
+        assert torch.get_default_dtype() is before
+        assert torch.equal(torch.random.get_rng_state(), state)
+
+
+def test_repeated_rows_may_come_as_weights(pair, data):
+    values = adapt(data).values
+    twice = torch.cat([values, values])
+    start = zoo.fit(pair, values, max_iters=3, tol=0).params
+    one = zoo.fit(pair, twice, start=start, max_iters=20, tol=0)
+    two = zoo.fit(pair, values, start=start, max_iters=20, tol=0, weights=[2.0] * len(values))
+    assert two.log_likelihood == pytest.approx(one.log_likelihood, rel=1e-10)
+    assert two.bic == pytest.approx(one.bic, rel=1e-10)
