@@ -26,7 +26,7 @@ from latentzoo.models.registry import RegistryError
 Command = Callable[[argparse.Namespace], None]
 
 PLAIN = (DataError, ModelError, OptionError, RegistryError, RunError, FitError, OSError)
-FIGURES = ("bound", "decomposition")  # drawn for every model, besides its own picture
+FIGURES = (None, "bound", "decomposition")  # None is the picture that suits the model
 RESTARTS = 20  # mixtures have many optima, and a person at a terminal may not know: the best of 20 starts, not of 1
 
 
@@ -87,7 +87,7 @@ def run_fit(args: argparse.Namespace) -> None:
     fit = zoo.fit(pair, data, args.inference, **options)
     print(fit.summary())
     if args.out:
-        files = write_report(fit, args.out, [zoo.card(args.name).picture, *FIGURES])
+        files = write_report(fit, args.out, FIGURES)
         print(f"\nwritten to {args.out}: {', '.join(files)}")
 
 
@@ -162,7 +162,7 @@ groups always describe them better, so BIC charges for every number learned: sma
 
 By BIC the lengths alone speak for {best} groups, for two of the three species look much alike.
 """)
-    files = write_report(fit, args.out, [zoo.card("gaussian_mixture").picture, *FIGURES])
+    files = write_report(fit, args.out, FIGURES)
     print(f"Written to {args.out}: {', '.join(files)}")
     print(f"latents.csv holds the group of every flower. To see the fit again: latentzoo summary {args.out}")
 
@@ -252,7 +252,7 @@ def parsed(argv: Sequence[str] | None) -> argparse.Namespace:
         run_compare,
         "fit a model with several options, and rank the fits",
         "gaussian_mixture iris --num-components 1:4 --covariance full,tied",
-        "latent_class carcinoma --num-classes 2,3,4 --by aic",
+        "latent_class carcinoma --num-classes 2,3 --by aic",
     )
     score = command(
         run_score,

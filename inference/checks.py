@@ -100,7 +100,9 @@ def _check_support(name: str, fn: Any, value: Tensor) -> None:
 
 def _fits(fn: Any, support: Any, value: Tensor) -> Tensor:
     if hasattr(support, "lower_bound") and hasattr(support, "upper_bound"):
-        inside = (value >= support.lower_bound) & (value <= support.upper_bound)
+        # bounds that differ from cell to cell are met loosely here, and by the likelihood itself
+        low, high = (torch.as_tensor(b) for b in (support.lower_bound, support.upper_bound))
+        inside = (value >= low.min()) & (value <= high.max())
         return inside & (value == value.floor()) if support.is_discrete else inside
     if type(fn).__name__ == "Multinomial":
         return ((value >= 0) & (value == value.floor())).all(-1)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.distributions import transform_to
 
+from .errors import ModelError
 from .estep import Expectations
 from .program import Program
 from .sites import Params
@@ -30,17 +31,21 @@ def expected_complete(program: Program, params: Params, expected: Expectations) 
 
 
 def log_prior(program: Program, params: Params, trace: Any = None) -> Tensor:
-    """Log density of the priors of shared latents, (R,)."""
+    """Log density of the priors of shared latents, and of what is observed outside the data plate, (R,)."""
+    priors = {name: param.prior for name, param in program.structure.params.items() if param.prior is not None}
+    outside = program.structure.outside
+    restarts = max((len(value) for value in params.values()), default=1)
+    if trace is None and (outside or any(symbols_of(prior["fn"]) for prior in priors.values())):
+        each = [{name: value[r : r + 1] for name, value in params.items()} for r in range(restarts)]
+        return torch.cat([log_prior(program, one, program.trace(one)) for one in each])
     nodes = (trace or program.structure.trace).nodes
-    some = next(iter(params.values()), None)
-    total = torch.zeros(1 if some is None else len(some), dtype=torch.float64)
-    for name, param in program.structure.params.items():
-        if param.prior is None:
-            continue
-        if trace is None and symbols_of(param.prior["fn"]):
-            raise AssertionError("a prior whose arguments are learned needs a run of the model")
+    total = torch.zeros(restarts, dtype=torch.float64)
+    for name in priors:
         value = params[name]
-        total = total + nodes[name]["fn"].log_prob(value).reshape(len(value), -1).sum(1).to(total)
+        log_prob = nodes[name]["fn"].log_prob(value) * nodes[name]["scale"]
+        total = total + log_prob.reshape(len(value), -1).sum(1).to(total)
+    for name in outside:
+        total = total + (nodes[name]["fn"].log_prob(nodes[name]["value"]) * nodes[name]["scale"]).sum()
     return total
 
 
@@ -65,7 +70,14 @@ def climb(program: Program, names: tuple[str, ...], params: Params, expected: Ex
     def loss() -> Tensor:
         optimizer.zero_grad()
         value = -expected_complete(program, current(), expected) / scale
-        value.backward()
+        if value.requires_grad:
+            value.backward()
+        unreached = [name for name, one in free.items() if one.grad is None]
+        if unreached:
+            raise ModelError(
+                f"em: no gradient reaches param '{unreached[0]}': no site uses it, or only after an operation that has no "
+                f"gradient (detach, rounding to integers); use it in a site, or make it a fixed number"
+            )
         return value
 
     with torch.enable_grad():

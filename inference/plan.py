@@ -88,13 +88,18 @@ def _uses(program: Program, name: str) -> tuple[list[Use], str | None]:
                     return [], f"site '{site.name}' takes parts of it as its {key}"
                 if vector and not _loc_is_free(site, argument, whole):
                     return [], f"site '{site.name}' ties loc over different covariances"
-                if vector and (uses or param.prior is not None):
-                    return [], f"site '{site.name}' weighs it by a covariance, and it has another use or a prior"
+                if vector and param.prior is not None:
+                    return [], f"site '{site.name}' weighs it by a covariance, and its prior does not"
                 uses.append(Use(site.name, key))
+    if not _are_alike(program, uses):
+        return [], "the sites that take it weigh it by different covariances"
     known = {use.site for use in uses}
     for site_name, why in program.scored.items():
         if site_name not in program.tables and name in _dependencies(program, site_name):
             return [], f"site '{site_name}' uses it where {why}"
+    for site_name in program.structure.outside:
+        if name in _dependencies(program, site_name):
+            return [], f"site '{site_name}', outside the data plate, depends on it"
     for other, one in program.structure.params.items():
         if one.prior is not None and name in symbols_of(one.prior["fn"]):
             return [], f"the prior of '{other}' depends on it"
@@ -164,6 +169,29 @@ def _loc_is_free(site: Site, loc: Argument, whole: bool) -> bool:
         return False
     others = [a.value.shape[: a.value.dim() - a.event_dim] for name, a in site.args.items() if name != "loc"]
     return all(size == 1 or (distinct and own > 1) for other in others for size, own in zip(other, batch, strict=True))
+
+
+def _are_alike(program: Program, uses: list[Use]) -> bool:
+    """Whether the sites that share a mean vector share its covariance too, cell by cell."""
+    sites = [site_of(program, use.site) for use in uses]
+    if len(sites) < 2 or all(use.argument != "loc" or s.event_dim == 0 for use, s in zip(uses, sites, strict=True)):
+        return True
+    first, *others = [_gathers(site) for site in sites]
+    return all(
+        first.keys() == other.keys()
+        and all(first[name][0] == param and torch.equal(first[name][1], cells) for name, (param, cells) in other.items())
+        for other in others
+    )
+
+
+def _gathers(site: Site) -> dict[str, tuple[frozenset[str] | str, Tensor]]:
+    """Param and cells of each argument, whatever latents pick them; values where there are no cells."""
+    found: dict[str, tuple[frozenset[str] | str, Tensor]] = {}
+    for name, a in site.args.items():
+        cells = a.value if a.index is None else a.index
+        label = f"computed by {site.name}" if a.computed else a.depends
+        found[name] = (label, cells.reshape(-1, *cells.shape[cells.dim() - a.event_dim :]))
+    return found
 
 
 def _dependencies(program: Program, site: str) -> frozenset[str]:

@@ -86,7 +86,7 @@ def decomposition(fit: Any, data: Any = None) -> Figure:
     if fit.inference != "em":
         raise UnfitKind(f"the fit is by {fit.inference}, and half-steps are those of EM: try bound")
     panels = iterations(fit.half_steps(PANELS + 1, data))
-    figure = picture(fit, 1.6 + 3.3 * len(panels), 5.2)
+    figure = picture(fit, max(9, 1.6 + 3.3 * len(panels)), 5.2)
     for place, (axes, steps) in enumerate(zip(np.atleast_1d(figure.subplots(1, len(panels))), panels, strict=True)):
         _panel(axes, steps)
         axes.set_title(f"iteration {place + 1}", fontsize=TEXT, loc="left")
@@ -125,9 +125,27 @@ def _panel(axes: Axes, steps: tuple[HalfStep, HalfStep, HalfStep]) -> None:
     axes.set_xticks(range(3), ["after\nE-step", "after\nM-step", "after next\nE-step"])
     dress(axes)
     axes.annotate("", (0.5, low + gain), (0.5, low), arrowprops={"arrowstyle": "->", "color": TOTAL})
-    axes.text(1, high + 0.02 * reach, f"gap {_size(gap)}", ha="center", va="bottom", fontsize=SMALL, color=KL)
-    axes.text(0, low + 0.02 * reach, f"M-step:\nELBO +{_size(gain)}", ha="center", va="bottom", fontsize=SMALL, color=TOTAL)
-    axes.text(2, high + 0.02 * reach, "gap closed", ha="center", va="bottom", fontsize=SMALL, color=TOTAL)
+    axes.text(
+        1,
+        high + 0.02 * reach,
+        f"gap {_size(gap)}" if gap > 1e-9 * reach else "no gap",
+        ha="center",
+        va="bottom",
+        fontsize=SMALL,
+        color=KL,
+    )
+    axes.text(
+        0, low + 0.02 * reach, f"M-step:\nELBO\n+{_size(gain)}", ha="center", va="bottom", fontsize=SMALL, color=TOTAL
+    )
+    axes.text(
+        2,
+        high + 0.02 * reach,
+        "gap closed" if gap > 1e-9 * reach else "",
+        ha="center",
+        va="bottom",
+        fontsize=SMALL,
+        color=TOTAL,
+    )
     axes.ticklabel_format(axis="y", useOffset=False, style="plain")
     axes.yaxis.set_major_locator(MaxNLocator(5))
 

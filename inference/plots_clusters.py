@@ -11,13 +11,15 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Ellipse, Patch
+from matplotlib.patheffects import withStroke
 from torch import Tensor
 
 from .plots_read import Reading, read_columns
-from .plots_style import DATA, LISTED, TOTAL, color, count, dress, legend, marker, percent, picture
+from .plots_style import DATA, LISTED, TEXT, TOTAL, color, count, dress, legend, marker, percent, picture
 
 POINTS = 3000  # rows drawn at most
 CANDIDATES = 30  # columns whose pairs are compared
+BLUR = 0.1  # of a column's standard deviation
 DEVIATIONS = {1: "-", 2: "--"}
 
 
@@ -59,8 +61,9 @@ def scatter(figure: Figure, axes: Axes, reading: Reading) -> None:
     points = filled[:, pair].numpy()
     hollow = reading.values[rows][:, pair].isnan().any(1).numpy()
     own = posterior.argmax(1).numpy()
-    alpha = 0.15 + 0.7 * certainty(posterior).numpy()
-    size = 26.0 if len(rows) <= 600 else 14.0
+    crowded = len(rows) > 600
+    alpha = (0.15 + 0.7 * certainty(posterior).numpy()) * (0.6 if crowded else 1.0)
+    size = 14.0 if crowded else 26.0
     area = np.full(len(rows), size)
     if reading.weights is not None:
         area = size * np.sqrt((reading.weights[rows] / reading.weights.mean()).numpy().clip(0.1, 10))
@@ -76,15 +79,14 @@ def scatter(figure: Figure, axes: Axes, reading: Reading) -> None:
         for deviations, line in DEVIATIONS.items():
             shape = ellipse(mean[k, pair], covariance[k], deviations)
             shape.set(facecolor="none", edgecolor=color(k), linestyle=line, linewidth=1.6, zorder=3)
+            shape.set_path_effects([withStroke(linewidth=3.4, foreground="white")])
             axes.add_patch(shape)
         tag(axes, mean[k, pair].tolist(), reading.components[k], k)
     _limits(axes, points, mean[:, pair], covariance)
     drawn = f"{len(rows)} of {count(reading.total, 'row')}" if len(rows) < reading.total else count(len(rows), "row")
-    where = (
-        f"\non the 2 of {len(reading.columns)} columns that set the components furthest apart"
-        if len(reading.columns) > 2
-        else ""
-    )
+    width = len(reading.columns)
+    apart_on = f"the 2 of {width} columns that set the components furthest apart"
+    where = f"\non {apart_on if len(mean) > 1 else f'the first 2 of {width} columns'}" if width > 2 else ""
     names = [reading.columns[j] for j in pair]
     dress(axes, f"{drawn}, each in the colour of its most probable component{where}", *names)
     handles: list[Any] = component_handles(
@@ -114,18 +116,22 @@ def telling_pair(reading: Reading) -> list[int]:
 
     Apart means: the Hellinger distance of the Gaussians of their moments, 1 - BC with BC the Bhattacharyya coefficient,
     averaged over pairs of components by their shares. It saturates at 1, so one far component does not decide alone, and
-    it sees different spreads as well as different means. Of many columns only the `CANDIDATES` that tell most by
-    themselves are paired. Returned in the order of the columns.
+    it sees different spreads as well as different means; differences finer than `BLUR` of a column's spread, which no
+    eye sees, are blurred. Of many columns only the `CANDIDATES` that tell most by themselves are paired. Returned in
+    the order of the columns.
     """
     width = len(reading.columns)
     if width == 2:
         return [0, 1]
-    one = apart(reading.mean().unsqueeze(-1), reading.variance()[..., None, None], reading.shares)  # (C,)
+    mean, variance, shares = reading.mean(), reading.variance(), reading.shares.unsqueeze(1)
+    between = (shares * (mean - (shares * mean).sum(0)) ** 2).sum(0)
+    blur = BLUR**2 * (between + (shares * variance).sum(0))  # (C,)
+    one = apart(mean.unsqueeze(-1), (variance + blur)[..., None, None], reading.shares)
     best = one.argsort(descending=True, stable=True)[:CANDIDATES].sort().values
-    mean, covariance = reading.mean()[:, best], reading.covariance(best.tolist())
+    covariance = reading.covariance(best.tolist()) + torch.diag(blur[best])
     pairs = torch.combinations(torch.arange(len(best)))  # (P, 2)
     blocks = covariance[:, pairs.unsqueeze(-1), pairs.unsqueeze(-2)]  # (E, P, 2, 2)
-    return best[pairs[apart(mean[:, pairs], blocks, reading.shares).argmax()]].tolist()
+    return best[pairs[apart(mean[:, best][:, pairs], blocks, reading.shares).argmax()]].tolist()
 
 
 def apart(mean: Tensor, covariance: Tensor, shares: Tensor) -> Tensor:

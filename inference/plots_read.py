@@ -291,14 +291,14 @@ def _item(name: str, known: Any, place: Any, dataset: Dataset, layout: Layout) -
     fn = known["fn"]
     inner = len(fn.event_shape)
     values = layout.rows_first(place["value"], inner).to(torch.float64)
-    cells = values.shape[1:].numel()
-    columns = tuple(f"{name}{j}" for j in range(cells)) if cells > 1 else (name,)
+    places, given = list(range(values.shape[1:].numel())), None
     origin = provenance(place["value"])
     if origin is not None and origin.index is not None:  # cells of the data themselves: call them as the data do
-        first = layout.rows_first(origin.index, inner)[0].flatten().tolist()
-        width = dataset.schema.width or 1
-        given = dataset.schema.columns or tuple(f"x{j}" for j in range(width))
-        columns = tuple(given[j] for j in first) if width > 1 or dataset.schema.columns else columns
+        places, given = layout.rows_first(origin.index, inner)[0].flatten().tolist(), dataset.schema.columns
+    if given is not None:
+        columns = tuple(given[j] for j in places)
+    else:
+        columns = tuple(f"{name}{j}" for j in places) if len(places) > 1 else (name,)
     return Item(name, fn, plain(known["value"]).shape, values, columns)
 
 

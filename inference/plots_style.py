@@ -37,7 +37,8 @@ def headline(fit: Any) -> str:
     origin = fit.pair.origin
     name = origin.name if origin else getattr(fit.pair.model, "__name__", "model")
     options = ", ".join(f"{key}={value}" for key, value in origin.hyperparameters.items()) if origin else ""
-    state = "" if fit.converged else "  (not converged)"
+    doubts = {"not converged": not fit.converged, "degenerate": fit.mode_map[0].degenerate}
+    state = f"  ({', '.join(word for word, met in doubts.items() if met)})" if any(doubts.values()) else ""
     return f"{name}{f'({options})' if options else ''}\nlog-likelihood {number(fit.log_likelihood)}{state}"
 
 

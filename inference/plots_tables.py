@@ -216,7 +216,8 @@ def _many_counts(reading: Reading) -> Figure:
         ha="right" if turned else "center",
         rotation_mode="anchor",
     )
-    axes.set_ylabel("component, and its share", fontsize=TEXT)
+    dress(axes, f"The {what} of each column in each component", "", "component, and its share")
+    axes.spines[:].set_visible(False)
     _bar(figure, norm, what)
     return figure
 
@@ -225,7 +226,7 @@ def expected_counts(reading: Reading) -> tuple[Tensor, str]:
     """Expected counts (E, C), and what to call them; of a Multinomial the probabilities, which know no total."""
     if all(isinstance(item.base, dist.Multinomial) for item in reading.items):
         parts = [reading.by_component(i, i.base.probs, i.inner, i.values.shape[1:]).flatten(1) for i in reading.items]
-        return torch.cat(parts, 1), "probability of the column, for each thing counted"
+        return torch.cat(parts, 1), "share of all counts"
     return reading.mean(), "expected count"
 
 

@@ -10,14 +10,14 @@ from typing import Any
 from torch import Tensor
 
 
-def write_report(fit: Any, folder: str | Path, kinds: Iterable[str]) -> list[str]:
+def write_report(fit: Any, folder: str | Path, kinds: Iterable[str | None]) -> list[str]:
     """The run folder of a fit that has its data, with figures (PNG) and the latents of its rows (CSV) in it.
 
     Parameters
     ----------
     fit : Fit
     folder : path
-    kinds : iterable of str
+    kinds : iterable of str or None
         Of the figures, as ``fit.plot`` takes them.
 
     Returns
@@ -28,8 +28,9 @@ def write_report(fit: Any, folder: str | Path, kinds: Iterable[str]) -> list[str
     fit.save(folder)
     files = []
     for kind in dict.fromkeys(kinds):
-        fit.plot(kind).savefig(Path(folder, f"{kind}.png"), dpi=150)
-        files.append(f"{kind}.png")
+        name = f"{kind or 'picture'}.png"
+        fit.plot(kind).savefig(Path(folder, name), dpi=150)
+        files.append(name)
     columns = latent_columns(fit.latents())
     if columns:
         rows = range(len(next(iter(columns.values()))))

@@ -223,7 +223,7 @@ def read_arguments(
         if value is None:
             return kind, None, inner
         event = tensor.shape[tensor.dim() - event_dim :]
-        value = value.expand(*value.shape[: value.dim() - event_dim], *event)
+        value = value.expand((*value.shape[: value.dim() - event_dim], *event))
         known = provenance(tensor)
         if known is None:
             args[name] = Argument(value, event_dim)
@@ -232,7 +232,7 @@ def read_arguments(
         else:
             index = layout.canonical(known.index, inner + event_dim, keep_rows)
             assert index is not None
-            index = index.expand(*index.shape[: index.dim() - event_dim], *event)
+            index = index.expand((*index.shape[: index.dim() - event_dim], *event))
             (param,) = known.names
             args[name] = Argument(value, event_dim, param, index, known.names)
     return kind, args, inner

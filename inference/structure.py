@@ -49,6 +49,7 @@ class Structure:
     latents: dict[str, Latent]
     continuous: tuple[str, ...]  # continuous latents of each row: exact EM cannot sum them
     observed: tuple[str, ...]
+    outside: tuple[str, ...]  # observed outside the data plate: they count once, as a prior does
     plates: dict[str, tuple[int, int]]  # name -> (dim, size)
     data_plate: str
     num_rows: int
@@ -178,11 +179,11 @@ def read(model: Any, data: Any, values: Mapping[str, Tensor] | None = None) -> S
         raise ModelError(
             f'the model has no plate named "{DATA_PLATE}" ({known}): put the rows in pyro.plate("{DATA_PLATE}", len(data))'
         )
-    latents, continuous, observed = {}, [], []
+    latents, continuous, observed, outside = {}, [], [], []
     for name, site in sites.items():
         frames = tuple(f.name for f in site["cond_indep_stack"])
         if site["is_observed"]:
-            observed.append(name)
+            (observed if DATA_PLATE in frames else outside).append(name)
         elif name in bind.declared:
             continue
         elif "_enumerate_dim" in site["infer"]:
@@ -202,9 +203,19 @@ def read(model: Any, data: Any, values: Mapping[str, Tensor] | None = None) -> S
         else:
             continuous.append(name)
     if not observed:
-        raise ModelError("the model observes nothing: give at least one site obs=data")
+        raise ModelError(f'the model observes nothing inside the plate "{DATA_PLATE}": give at least one site obs=data')
     num_rows = plates[DATA_PLATE][1]
-    return Structure(bind.declared, latents, tuple(continuous), tuple(observed), plates, DATA_PLATE, num_rows, trace)
+    return Structure(
+        bind.declared,
+        latents,
+        tuple(continuous),
+        tuple(observed),
+        tuple(outside),
+        plates,
+        DATA_PLATE,
+        num_rows,
+        trace,
+    )
 
 
 def sample_sites(trace: Any) -> dict[str, Any]:

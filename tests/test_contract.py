@@ -29,9 +29,16 @@ def data(name):
     return found.schema.decode(found.values[::step])
 
 
+FITS = {}
+
+
 @pytest.fixture
-def fit(pair, data):
-    return zoo.fit(pair, data, restarts=3, seed=1)
+def fit(request, pair, data):
+    """One fit for all the tests of a case: fits are frozen."""
+    case = request.node.callspec.id
+    if case not in FITS:
+        FITS[case] = zoo.fit(pair, data, restarts=3, seed=1)
+    return FITS[case]
 
 
 def with_gaps(data, share=0.15):
@@ -125,7 +132,6 @@ def test_one_draw_is_what_em_found(fit):
 
 
 def test_missing_cells_are_scored_by_what_is_left(fit, data):
-    """A row of two columns with one missing scores as the integral over that cell: here, as any fill times its density."""
     gaps = with_gaps(data)
     score = fit.score(gaps)
     assert torch.isfinite(score).all()
