@@ -218,6 +218,8 @@ def _kept(params: Params, expected: Any, left: list[int]) -> tuple[Params, Any]:
 
 def is_degenerate(program: Program, plan: Plan, params: dict[str, Tensor]) -> bool:
     """Whether a learned variance stands on its floor."""
+    if plan.floor == 0:
+        return False
     batch = {name: value.unsqueeze(0) for name, value in params.items()}
     for name, uses in plan.closed.items():
         for use in uses:

@@ -45,17 +45,17 @@ def _covariance(old, num, den, low, constraint):
     matrix = torch.where(den > SMALL, num / den.clamp_min(SMALL), old)
     matrix = 0.5 * (matrix + matrix.mT)
     floor = _divide(torch.zeros_like(old), low, den).diagonal(dim1=-2, dim2=-1)
-    floor = torch.where(floor > 0, floor, matrix.diagonal(dim1=-2, dim2=-1).clamp_min(SMALL))
-    unit = floor.sqrt()
+    held = (floor > 0).all(-1, keepdim=True)  # no floor was asked for, or the component has no rows
+    unit, least = torch.where(held, floor, 1.0).sqrt(), held.to(matrix)
     scaled = matrix / unit.unsqueeze(-1) / unit.unsqueeze(-2)
-    low_enough = torch.linalg.eigvalsh(scaled)[..., 0] >= 1.0
-    if low_enough.all():
+    sound = (torch.linalg.eigvalsh(scaled) >= least).all(-1)
+    if sound.all():
         return matrix
     values, vectors = torch.linalg.eigh(scaled)
-    clipped = (vectors * values.clamp_min(1.0).unsqueeze(-2)) @ vectors.mT
+    clipped = (vectors * values.maximum(least).unsqueeze(-2)) @ vectors.mT
     clipped = clipped * unit.unsqueeze(-1) * unit.unsqueeze(-2)
     clipped = 0.5 * (clipped + clipped.mT)
-    return torch.where(low_enough[..., None, None], matrix, clipped)
+    return torch.where(sound[..., None, None], matrix, clipped)
 
 
 def _scale_tril(old, num, den, low, constraint):

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from .errors import OptionError
 from .plots_bound import bound, decomposition
 from .plots_clusters import clusters
-from .plots_read import UnfitKind
+from .plots_columns import UnfitKind
 from .plots_tables import profiles, rates
 
 KINDS: dict[str, Callable[..., Figure]] = {

@@ -1,4 +1,4 @@
-"""How a fit got there: the bound by iteration, where the restarts ended, and EM's half-steps as log p(x) = ELBO + KL."""
+"""How a fit got there: the bound by iteration, where the restarts ended, and EM's half-steps."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from .decompose import HalfStep
-from .plots_read import UnfitKind
+from .plots_columns import UnfitKind
 from .plots_style import DATA, SMALL, TEXT, TOTAL, color, count, dress, legend, number, picture
 
 MODES = 12  # optima drawn at most
@@ -21,7 +21,7 @@ ELBO, KL = color(4), color(1)
 
 
 def bound(fit: Any, data: Any = None) -> Figure:
-    """The bound at every iteration, the way left to its end on a log scale, and where the restarts ended. `data` is not used."""
+    """The bound at every iteration, the way left to its end, and where the restarts ended. `data` plays no part."""
     restarts = len(fit.mode_map.bounds) + fit.mode_map.failed
     history = fit.history.numpy()
     figure = picture(fit, 10.5 if restarts == 1 else 14, 4.6)
@@ -73,7 +73,7 @@ def _modes(axes: Axes, fit: Any) -> None:
 
 
 def decomposition(fit: Any, data: Any = None) -> Figure:
-    r"""EM as bars, one panel an iteration: :math:`\log p(x) = \mathrm{ELBO} + \mathrm{KL}(q \| p(z \mid x))` at each half-step.
+    r"""EM as bars, a panel for each iteration: :math:`\log p(x) = \mathrm{ELBO} + \mathrm{KL}(q \| p(z \mid x))`.
 
     In each panel the M-step raises the ELBO and opens a gap to log p(x), and the next E-step closes it: the KL becomes
     ELBO (Neal and Hinton 1998). Each panel has a scale of its own. Iterations after which nothing moves are left out.
@@ -92,8 +92,8 @@ def decomposition(fit: Any, data: Any = None) -> Figure:
         axes.set_title(f"iteration {place + 1}", fontsize=TEXT, loc="left")
         if place == 0:
             axes.set_ylabel("nats", fontsize=TEXT)
-    words = "The M-step raises the ELBO and opens a gap to log p(x); the next E-step closes it. Each panel has its own scale."
-    figure.supxlabel(words, x=0.01, ha="left", fontsize=TEXT)
+    words = "The M-step raises the ELBO and opens a gap to log p(x); the next E-step closes it."
+    figure.supxlabel(f"{words} Each panel has its own scale.", x=0.01, ha="left", fontsize=TEXT)
     handles: list[Any] = [
         Patch(color=KL, label="KL(q ‖ p(z | x)): the gap"),
         Patch(color=ELBO, label="ELBO, above the panel's foot"),
@@ -114,7 +114,7 @@ def iterations(steps: list[HalfStep]) -> list[tuple[HalfStep, HalfStep, HalfStep
 
 def _panel(axes: Axes, steps: tuple[HalfStep, HalfStep, HalfStep]) -> None:
     low, high = steps[0].elbo, steps[1].log_evidence
-    reach = high - low or 1.0
+    reach = max(high - low, 1e-9 * (1 + abs(low)))
     foot = low - 0.2 * reach
     for place, step in enumerate(steps):
         axes.bar(place, step.elbo - foot, 0.72, bottom=foot, color=ELBO)

@@ -14,21 +14,22 @@ from matplotlib.patches import Ellipse, Patch
 from matplotlib.patheffects import withStroke
 from torch import Tensor
 
-from .plots_read import Reading, read_columns
-from .plots_style import DATA, LISTED, TEXT, TOTAL, color, count, dress, legend, marker, percent, picture
+from .plots_columns import Reading
+from .plots_read import read_columns
+from .plots_style import DATA, LISTED, SUM_LINE, TEXT, TOTAL, color, count, dress, legend, marker, percent, picture
 
 POINTS = 3000  # rows drawn at most
 CANDIDATES = 30  # columns whose pairs are compared
 BLUR = 0.1  # of a column's standard deviation
-DEVIATIONS = {1: "-", 2: "--"}
+DEVIATIONS = {1: "-", 2: "--"}  # sd -> line of the ellipse
 
 
 def clusters(fit: Any, data: Any = None) -> Figure:
     """Rows coloured by their most probable component, faded where that is uncertain, with ellipses of 1 and 2 sd.
 
-    Of more than two columns those two are drawn on which the components lie furthest apart (`telling_pair`). A row whose
-    drawn cells are partly missing is hollow and stands at their expected value given the rest of it. Of many rows a
-    random `POINTS` are drawn. A single column is a histogram, with the density of each component and their sum.
+    Of more than two columns those two are drawn on which the components lie furthest apart (`telling_pair`). A row with
+    a missing cell among them is hollow, the cell at its expected value given the rest of the row. Of many rows a random
+    `POINTS` are drawn. A single column is a histogram, with the density of each component and their sum.
 
     Raises
     ------
@@ -115,10 +116,10 @@ def telling_pair(reading: Reading) -> list[int]:
     """The two columns on which the components lie furthest apart.
 
     Apart means: the Hellinger distance of the Gaussians of their moments, 1 - BC with BC the Bhattacharyya coefficient,
-    averaged over pairs of components by their shares. It saturates at 1, so one far component does not decide alone, and
-    it sees different spreads as well as different means; differences finer than `BLUR` of a column's spread, which no
-    eye sees, are blurred. Of many columns only the `CANDIDATES` that tell most by themselves are paired. Returned in
-    the order of the columns.
+    averaged over pairs of components by their shares. It saturates at 1, so one far component does not decide alone,
+    and it sees different spreads as well as different means; differences finer than `BLUR` of a column's spread, which
+    no eye sees, are blurred. Of many columns only the `CANDIDATES` that tell most by themselves are paired. The pair is
+    returned in the order of the columns.
     """
     width = len(reading.columns)
     if width == 2:
@@ -207,15 +208,14 @@ def histogram(figure: Figure, axes: Axes, reading: Reading) -> None:
     grid = _grid(reading, float(edges[0]), float(edges[-1]))
     parts = reading.shares.unsqueeze(1) * reading.density(reading.items[0], grid)
     total = parts.sum(0)
+    axes.plot(grid, total, color=TOTAL, linewidth=1.6, linestyle=SUM_LINE, zorder=3)
+    ceiling = 1.12 * max(np.max(heights), min(total.max().item(), 2 * np.max(heights)))  # a spike may leave the top
+    axes.set_ylim(0, ceiling)
     for k, part in enumerate(parts):
         axes.plot(grid, part, color=color(k), linewidth=1.8)
         axes.fill_between(grid, part, color=color(k), alpha=0.12, linewidth=0)
         peak = int(part.argmax())
-        tag(axes, [grid[peak].item(), part[peak].item()], reading.components[k], k)
-    axes.plot(grid, total, color=TOTAL, linewidth=1.6, linestyle=(0, (4, 2)))
-    axes.set_ylim(
-        0, 1.12 * max(np.max(heights), min(total.max().item(), 2 * np.max(heights)))
-    )  # a spike may leave the top
+        tag(axes, [grid[peak].item(), min(part[peak].item(), 0.96 * ceiling)], reading.components[k], k)
     axes.set_xlim(grid[0].item(), grid[-1].item())
     read = (
         f"{len(values)} of {count(reading.total, 'row')}" if len(values) < reading.total else count(len(values), "row")
@@ -224,7 +224,7 @@ def histogram(figure: Figure, axes: Axes, reading: Reading) -> None:
     title = f"{read}{gone} as a histogram, and the density of each component times its share"
     dress(axes, title, reading.columns[0], "density")
     handles = component_handles(reading, lambda k: Line2D([], [], color=color(k), linewidth=1.8))
-    handles.append(Line2D([], [], color=TOTAL, linewidth=1.6, linestyle=(0, (4, 2)), label="their sum"))
+    handles.append(Line2D([], [], color=TOTAL, linewidth=1.6, linestyle=SUM_LINE, label="their sum"))
     handles.append(Patch(color=DATA, label="data"))
     legend(figure, handles, "component (share)")
 

@@ -1,13 +1,8 @@
-"""What a picture shows of a fitted model, whichever model it is: its observed columns and their moments by component.
-
-A component is a configuration of the latents of a row on which the drawn sites depend: a value of z, or a pair of values
-where two latents bear on them. Everything is read from runs of the model on rows of the data, under the fit's params.
-"""
+"""Reading the observed columns of a fitted model, whichever model it is, from runs of it on rows of the data."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import pyro.distributions as dist
 import torch
@@ -15,188 +10,18 @@ from pyro import poutine
 from torch import Tensor
 
 from .checks import check_values, row_weights
-from .data import Dataset, map_tensors, num_rows, slice_rows
-from .errors import OptionError
-from .generate import empty_rows, expected_value, joint_posterior
+from .data import Dataset, map_tensors, num_rows
+from .generate import empty_rows
+from .plots_columns import Item, Reading, UnfitKind, part
 from .sites import Layout
 from .structure import Bind, Structure, engine_state, read, sample_sites
 from .symbols import plain, provenance, symbol
-from .verbs import program_on
 
 ROWS = 100_000  # rows that are read at most
 ROWS_OF_ARGUMENTS = 256  # rows on which the arguments of distributions are read: they are the same in every row
 MANY = 100  # components that can be drawn
 
 KIND_OF = {"numbers": "clusters", "categories": "profiles", "counts": "rates"}
-
-
-class UnfitKind(OptionError):
-    """A kind of picture that does not fit the model: the message names what was met, and the kinds that do."""
-
-
-class Item(NamedTuple):
-    """An observed site."""
-
-    name: str
-    fn: Any  # its distribution, on a few rows
-    shape: torch.Size  # of its values on these rows
-    values: Tensor  # (N, *cells, *event) float64
-    columns: tuple[str, ...]  # a name for each cell of a row
-
-    @property
-    def inner(self) -> int:
-        return len(self.fn.event_shape)
-
-    @property
-    def base(self) -> Any:
-        """The distribution under every ``to_event``."""
-        fn = self.fn
-        while isinstance(fn, dist.Independent):
-            fn = fn.base_dist
-        return fn
-
-    @property
-    def declared(self) -> int:
-        """Dims that ``to_event`` declared."""
-        return self.inner - len(self.base.event_shape)
-
-
-@dataclass(frozen=True)
-class Reading:
-    """The observed sites of one nature ("numbers", "categories" or "counts") on up to `ROWS` rows."""
-
-    fit: Any
-    dataset: Dataset
-    items: tuple[Item, ...]
-    layout: Layout
-    drawn: tuple[int, ...]  # sizes of the latents, 1 where the sites do not depend on one
-    shares: Tensor  # (E,) of the components
-    weights: Tensor | None  # (N,) of the rows
-    total: int  # rows of the data, 0 where the fit holds none and none were given
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        return tuple(column for item in self.items for column in item.columns)
-
-    @property
-    def values(self) -> Tensor:
-        """(N, C)."""
-        return torch.cat([item.values.reshape(len(item.values), -1) for item in self.items], 1)
-
-    @property
-    def components(self) -> tuple[str, ...]:
-        """What to call each component: "0", "1", ..., or "z=0, c=1" where several latents bear on the sites."""
-        sizes = torch.Size(self.drawn)
-        names = [name for name, size in zip(self.layout.latents, sizes, strict=True) if size > 1]
-        out = []
-        for values in (
-            torch.cartesian_prod(*map(torch.arange, sizes)).reshape(-1, len(sizes)).tolist() if sizes else [[]]
-        ):
-            own = [v for v, size in zip(values, sizes, strict=True) if size > 1]
-            out.append(
-                ", ".join(f"{n}={v}" for n, v in zip(names, own, strict=True)) if len(own) > 1 else f"{sum(own)}"
-            )
-        return tuple(out)
-
-    # --- the model --------------------------------------------------------------------------------------------------
-
-    def by_component(self, item: Item, tensor: Tensor, inner: int, cells: torch.Size) -> Tensor:
-        """A tensor of the site's batch and `inner` further dims, by component: (E, *cells).
-
-        Raises
-        ------
-        UnfitKind
-            It differs from row to row, or is not finite.
-        """
-        found = self.layout.canonical(tensor, inner, keep_rows=True)
-        assert found is not None
-        axis = len(self.drawn)
-        first = found.narrow(axis, 0, 1)
-        if not torch.isfinite(found).all():
-            raise UnfitKind(f"site '{item.name}' has a {type(item.base).__name__} without a finite mean and variance")
-        if not torch.allclose(found, first.expand_as(found), rtol=1e-9, atol=0):
-            raise UnfitKind(f"site '{item.name}' has a {type(item.base).__name__} that differs from row to row")
-        first = first.squeeze(axis)
-        cells = torch.broadcast_shapes(first.shape[axis:], cells)
-        return first.expand(*self.drawn, *cells).reshape(-1, *cells)
-
-    def mean(self) -> Tensor:
-        """(E, C)."""
-        return torch.cat([self._moment(item, "mean") for item in self.items], 1)
-
-    def variance(self) -> Tensor:
-        """(E, C)."""
-        return torch.cat([self._moment(item, "variance") for item in self.items], 1)
-
-    def _moment(self, item: Item, which: str) -> Tensor:
-        try:
-            moment = getattr(item.fn, which)
-        except (NotImplementedError, AttributeError):
-            raise UnfitKind(f"site '{item.name}' has a {type(item.base).__name__}, which knows no {which}") from None
-        found = self.by_component(item, moment, item.inner, item.values.shape[1:])
-        return found.reshape(len(found), -1)
-
-    def covariance(self, columns: list[int]) -> Tensor:
-        """(E, c, c) of some columns; sites are independent given the component."""
-        out = torch.diag_embed(self.variance()[:, columns])
-        start = 0
-        for item in self.items:
-            width = len(item.columns)
-            own = [(i, c - start) for i, c in enumerate(columns) if start <= c < start + width]
-            matrix = getattr(item.base, "covariance_matrix", None)
-            if matrix is not None and own:
-                places, cells = map(list, zip(*own, strict=True))
-                whole = self.by_component(item, matrix, item.inner + 1, item.values.shape[1:] + item.values.shape[-1:])
-                blocks = whole.reshape(len(whole), -1, *whole.shape[-2:])  # (E, cells, D, D)
-                size = blocks.shape[-1]
-                for place, cell in zip(places, cells, strict=True):
-                    for other, cell2 in zip(places, cells, strict=True):
-                        if cell // size == cell2 // size:
-                            out[:, place, other] = blocks[:, cell // size, cell % size, cell2 % size]
-            start += width
-        return out
-
-    def density(self, item: Item, grid: Tensor) -> Tensor:
-        """Density or probability of a site of one column at (G,) points, by component: (E, G)."""
-        with engine_state(self.fit.seed), torch.no_grad():
-            room = item.shape.numel()
-            parts = []
-            for points in grid.split(room):  # the points stand where the rows would
-                value = torch.cat([points, points[-1:].expand(room - len(points))]).reshape(item.shape)
-                found = self.layout.canonical(item.fn.log_prob(value), 0, keep_rows=True)
-                assert found is not None
-                found = found.expand(*self.drawn, room, *found.shape[1 + len(self.drawn) :])
-                inside = item.base.support.check(value).reshape(-1)
-                parts.append(torch.where(inside, found.reshape(-1, room).exp(), 0.0)[:, : len(points)])
-            return torch.cat(parts, 1)
-
-    # --- the rows ---------------------------------------------------------------------------------------------------
-
-    def require_rows(self) -> None:
-        """Say that rows must be given, where the fit was loaded and none were."""
-        if not self.total:
-            self.fit.adapted(None)
-
-    def posterior(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Of some rows: posterior of the components (n, E), and the values (n, C) with missing cells at their expected values."""
-        with engine_state(self.fit.seed), torch.no_grad():
-            program, params = program_on(self.fit, _part(self.dataset, rows))
-            table = joint_posterior(program, params)  # (n, configurations of all latents)
-            idle = [1 + i for i, size in enumerate(self.drawn) if size == 1]
-            mine = table.reshape(len(table), *self.layout.sizes)
-            mine = (mine.sum(idle, keepdim=True) if idle else mine).reshape(len(table), -1)
-            filled = []
-            for item in self.items:
-                value = item.values[rows]
-                if value.isnan().any():
-                    joint = isinstance(item.fn, dist.MultivariateNormal)
-                    if joint:
-                        expected = expected_value(item.fn, self.layout, table, value, False).reshape(value.shape)
-                    else:
-                        expected = (mine @ self._moment(item, "mean")).reshape(value.shape)
-                    value = torch.where(value.isnan(), expected, value)
-                filled.append(value.reshape(len(value), -1))
-            return mine, torch.cat(filled, 1)
 
 
 def read_columns(fit: Any, data: Any, nature: str) -> Reading:
@@ -221,7 +46,7 @@ def read_columns(fit: Any, data: Any, nature: str) -> Reading:
         _check_latents(structure)
         check_values(structure, dataset.schema)
         layout = Layout.of(structure)
-        few = _part(dataset, torch.arange(min(ROWS_OF_ARGUMENTS, num_rows(dataset.values))))
+        few = part(dataset, torch.arange(min(ROWS_OF_ARGUMENTS, num_rows(dataset.values))))
         known, places = _trace(fit, few.values, layout), _trace(fit, dataset.values, layout)
         items = tuple(_item(name, known[name], places[name], dataset, layout) for name in names)
         sizes = tuple(size if _bears(items, layout, i) else 1 for i, size in enumerate(layout.sizes))
@@ -241,13 +66,7 @@ def _rows(fit: Any, data: Any) -> tuple[Dataset, Tensor | None, int]:
     if total <= ROWS or not isinstance(dataset.values, Tensor):
         return dataset, weights, total
     rows = torch.randperm(total)[:ROWS].sort().values
-    return _part(dataset, rows), None if weights is None else weights[rows], total
-
-
-def _part(dataset: Dataset, rows: Tensor) -> Dataset:
-    """Some rows of a tensor; a structure, whose fields need not have a row each, stays whole."""
-    values = dataset.values
-    return Dataset(slice_rows(values, rows), dataset.schema) if isinstance(values, Tensor) else dataset
+    return part(dataset, rows), None if weights is None else weights[rows], total
 
 
 def _trace(fit: Any, values: Any, layout: Layout) -> dict[str, Any]:

@@ -8,10 +8,12 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-# Okabe and Ito (2008) without black, which stands for totals, and yellow, which white paper swallows; then two of Paul Tol's.
+# Okabe and Ito (2008) without black, which stands for totals, and yellow, which white paper swallows;
+# then two of Paul Tol's.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#882255", "#999933")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 DATA, TOTAL = "#C4C8CC", "#1A1A1A"
+SUM_LINE = (0, (4, 2))
 SMALL, TEXT, HEAD = 9, 10.5, 13
 LISTED = 12  # components that a legend names
 

@@ -18,8 +18,9 @@ from matplotlib.patches import Patch
 from torch import Tensor
 
 from .plots_clusters import component_handles
-from .plots_read import Item, Reading, read_columns
-from .plots_style import DATA, SMALL, TEXT, TOTAL, color, count, dress, legend, marker, percent, picture
+from .plots_columns import Item, Reading
+from .plots_read import read_columns
+from .plots_style import DATA, SMALL, SUM_LINE, TEXT, TOTAL, color, count, dress, legend, marker, percent, picture
 
 LINES = 30  # of a block of a heat map; more stand in blocks side by side
 BARS = 60  # counts with a bar each; a wider range is binned
@@ -40,7 +41,7 @@ class Question(NamedTuple):
 
 
 def profiles(fit: Any, data: Any = None) -> Figure:
-    """The probability of every answer in every class, a heat map: items and their answers down, classes with their shares across.
+    """A heat map of the probability of every answer in every class: items down, classes with their shares across.
 
     Of an item with two answers only the second is drawn.
 
@@ -125,7 +126,7 @@ def _blocks(asked: list[Question]) -> list[list[Question]]:
 
 
 def rates(fit: Any, data: Any = None) -> Figure:
-    """Counts: of one column their shares as bars with the probabilities of each component; of a table the expected counts.
+    """Of one column of counts, how often each was met and its probability in each component; of more, expected counts.
 
     Raises
     ------
@@ -162,7 +163,7 @@ def _one_count(reading: Reading) -> Figure:
         marker="_" if few else "",
         markersize=16,
         markeredgewidth=2.2,
-        linestyle=(0, (4, 2)),
+        linestyle=SUM_LINE,
         linewidth=1.2,
         zorder=2,
     )
@@ -183,7 +184,7 @@ def _one_count(reading: Reading) -> Figure:
         reading, lambda k: Line2D([], [], color=color(k), marker=marker(k) if few else "", markersize=5)
     )
     handles.append(
-        Line2D([], [], color=TOTAL, marker="_" if few else "", markersize=12, linestyle=(0, (4, 2)), label="their sum")
+        Line2D([], [], color=TOTAL, marker="_" if few else "", markersize=12, linestyle=SUM_LINE, label="their sum")
     )
     handles.append(Patch(color=DATA, label="data"))
     legend(figure, handles, "component (share)")

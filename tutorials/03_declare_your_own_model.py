@@ -140,7 +140,7 @@ for number, printed in enumerate(published, 1):
     print(f"iteration {number}: {iterates[-1]:.9f}   the paper prints {printed:.9f}")
 
 assert np.allclose(iterates[1:], published, rtol=0, atol=1e-9)
-assert fit.params["pi"][0] == 0.5
+assert np.isclose(fit.params["pi"][0], 0.5, rtol=0, atol=1e-9)
 
 # %% [markdown]
 # The paper also computes how fast this converges. The error shrinks by 0.1328 at each iteration, the fraction of missing
@@ -193,8 +193,8 @@ true_means = np.array([[12.0, 8.0, 15.0], [2.0, 3.0, 1.5]])  # minutes; (offices
 office = random.choice(2, 400, p=true_weights)
 minutes = random.exponential(true_means[office])
 minutes[random.random(minutes.shape) < 0.2] = np.nan
-minutes = minutes[~np.isnan(minutes).all(1)]  # customers who never called are not in the data
-office = office[: len(minutes)]
+called = ~np.isnan(minutes).all(1)  # customers who never called are not in the data
+minutes, office = minutes[called], office[called]
 calls = pd.DataFrame(minutes, columns=["morning", "noon", "evening"])
 print(calls.head().round(2).to_string())
 
@@ -348,7 +348,7 @@ def test_score_is_brute_force(fit):
     assert np.allclose(fit.score(x), brute_force(fit, x), rtol=0, atol=1e-10)
 
 
-def test_bound_never_falls(pair, num_starts=10):
+def test_bound_never_falls(pair, num_starts=5):
     for number in range(num_starts):
         start = {"rate": torch.from_numpy(np.random.default_rng(number).gamma(1.0, 1.0, (2, 3)))}
         history = zoo.fit(pair, calls, start=start, seed=number).history.numpy()
@@ -390,8 +390,6 @@ print("four tests passed")
     summary="groups of rows of waiting times, exponential within a group",
     data="a table of positive numbers (N, D); NaN is missing",
     references=("McLachlan and Peel (2000), Finite Mixture Models",),
-    checks=("brute force over the components",),
-    picture="bound",
     size="num_components",
 )
 def waiting_time_mixture(num_components: int = 2) -> Pair:
@@ -434,7 +432,7 @@ print(registered)
 assert np.isclose(registered.log_likelihood, fit.log_likelihood, atol=1e-6)  # the same model, the same maximum
 test_score_is_brute_force(registered)
 
-sizes = [zoo.fit("waiting_time_mixture", calls, num_components=k, restarts=10, seed=0) for k in (1, 2, 3)]
+sizes = [zoo.fit("waiting_time_mixture", calls, num_components=k, restarts=4, seed=0) for k in (1, 2, 3)]
 table = zoo.compare(sizes, by="bic")
 print(table[["log_likelihood", "parameters", "bic"]].round(2).to_string())
 assert table["parameters"][0] == 7  # BIC finds two offices: one weight, six rates
