@@ -21,7 +21,7 @@ from .plots_style import DATA, LISTED, SUM_LINE, TEXT, TOTAL, color, count, dres
 POINTS = 3000  # rows drawn at most
 CANDIDATES = 30  # columns whose pairs are compared
 BLUR = 0.1  # of a column's standard deviation
-DEVIATIONS = {1: "-", 2: "--"}  # sd -> line of the ellipse
+DEVIATIONS: dict[int, Any] = {1: "-", 2: "--"}  # sd -> line of the ellipse
 
 
 def clusters(fit: Any, data: Any = None) -> Figure:
@@ -73,7 +73,7 @@ def scatter(figure: Figure, axes: Axes, reading: Reading) -> None:
             if not chosen.any():
                 continue
             tint = np.column_stack([np.tile(to_rgb(color(k)), (chosen.sum(), 1)), alpha[chosen]])
-            found = axes.scatter(*points[chosen].T, s=area[chosen], marker=marker(k), zorder=2)
+            found = axes.scatter(points[chosen, 0], points[chosen, 1], s=area[chosen], marker=marker(k), zorder=2)
             found.set(facecolor="none" if open_ else tint, edgecolor=tint, linewidth=1.1 if open_ else 0)
             found.set_gid(f"{'imputed' if open_ else 'rows'} {k}")
     for k in range(len(mean)):
@@ -204,7 +204,9 @@ def histogram(figure: Figure, axes: Axes, reading: Reading) -> None:
     weights = None if reading.weights is None else reading.weights[seen].numpy()
     shown = values[seen].numpy()
     edges = np.histogram_bin_edges(shown, bins=int(np.clip(len(shown) ** 0.5, 8, 60)))
-    heights, _, _ = axes.hist(shown, edges, weights=weights, density=True, color=DATA, edgecolor="white", linewidth=0.6)
+    heights, _, _ = axes.hist(
+        shown, edges.tolist(), weights=weights, density=True, color=DATA, edgecolor="white", linewidth=0.6
+    )
     grid = _grid(reading, float(edges[0]), float(edges[-1]))
     parts = reading.shares.unsqueeze(1) * reading.density(reading.items[0], grid)
     total = parts.sum(0)
@@ -217,16 +219,19 @@ def histogram(figure: Figure, axes: Axes, reading: Reading) -> None:
         peak = int(part.argmax())
         tag(axes, [grid[peak].item(), min(part[peak].item(), 0.96 * ceiling)], reading.components[k], k)
     axes.set_xlim(grid[0].item(), grid[-1].item())
-    read = (
-        f"{len(values)} of {count(reading.total, 'row')}" if len(values) < reading.total else count(len(values), "row")
-    )
-    gone = f" ({int((~seen).sum())} missing)" if not seen.all() else ""
-    title = f"{read}{gone} as a histogram, and the density of each component times its share"
+    title = f"{rows_read(reading)} as a histogram, and the density of each component times its share"
     dress(axes, title, reading.columns[0], "density")
     handles = component_handles(reading, lambda k: Line2D([], [], color=color(k), linewidth=1.8))
     handles.append(Line2D([], [], color=TOTAL, linewidth=1.6, linestyle=SUM_LINE, label="their sum"))
     handles.append(Patch(color=DATA, label="data"))
     legend(figure, handles, "component (share)")
+
+
+def rows_read(reading: Reading) -> str:
+    """How many rows a picture of one column counts, in words."""
+    read, missing = len(reading.values), int(reading.values.isnan().sum())
+    words = f"{read} of {count(reading.total, 'row')}" if read < reading.total else count(read, "row")
+    return f"{words} ({missing} missing)" if missing else words
 
 
 def _grid(reading: Reading, low: float, high: float) -> Tensor:

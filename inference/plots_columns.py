@@ -171,7 +171,7 @@ class Reading:
             self.fit.adapted(None)
 
     def posterior(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Of some rows: the posterior of the components (n, E), and the values (n, C), missing cells filled as expected."""
+        """Of some rows: the posterior of the components (n, E), and the values (n, C), missing cells imputed."""
         with engine_state(self.fit.seed), torch.no_grad():
             program, params = program_on(self.fit, part(self.dataset, rows))
             table = joint_posterior(program, params)  # (n, configurations of all latents)

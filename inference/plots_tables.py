@@ -15,9 +15,10 @@ from matplotlib.colors import Colormap, LogNorm, Normalize
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-from .plots_clusters import component_handles
+from .plots_clusters import component_handles, rows_read
 from .plots_columns import Item, Reading
 from .plots_read import read_columns
 from .plots_style import DATA, SMALL, SUM_LINE, TEXT, TOTAL, color, count, dress, legend, marker, percent, picture
@@ -141,8 +142,8 @@ def _one_count(reading: Reading) -> Figure:
     reading.require_rows()
     values = reading.values[:, 0]
     seen = ~values.isnan()
-    weights = torch.ones(len(values)) if reading.weights is None else reading.weights
-    shown, weights = values[seen].numpy(), weights[seen].numpy()
+    shown = values[seen].numpy()
+    weights = np.ones(len(shown)) if reading.weights is None else reading.weights[seen].numpy()
     low, high = int(shown.min()), int(shown.max())
     low = 0 if low <= (high - low) else low - 1
     step = math.ceil((high + 2 - low) / BARS)
@@ -168,12 +169,8 @@ def _one_count(reading: Reading) -> Figure:
         zorder=2,
     )
     axes.set_ylim(0, 1.1 * max(np.max(heights), min(parts.sum(0).max().item(), 2 * np.max(heights))))
-    axes.xaxis.get_major_locator().set_params(integer=True)
-    read = (
-        f"{len(values)} of {count(reading.total, 'row')}" if len(values) < reading.total else count(len(values), "row")
-    )
-    gone = f" ({int((~seen).sum())} missing)" if not seen.all() else ""
-    title = f"{read}{gone}: how often each count was met, and its probability in each component times its share"
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    title = f"{rows_read(reading)}: how often each count was met, and its probability in each component times its share"
     dress(
         axes,
         title,

@@ -134,21 +134,22 @@ for panel, (title, r, theta, before) in zip(panels.flat, scenes, strict=True):
         panel.plot(grid, bound(r_0, grid), color=BLUE, linewidth=1, alpha=0.35)
     panel.plot(grid, bound(r, grid), color=BLUE, linewidth=2, label=r"ELBO$(q, \theta)$")
     top, low = log_likelihood(theta), bound(r, theta)
+    panel.vlines(theta, -147, low, color=GREY, linestyle=":")
+    panel.annotate(f"{theta:.2f}", (theta, -146), (4, 0), textcoords="offset points", color=GREY)
+    panel.annotate(f"gap {top - low:.2f}", (theta, top), (-10, 8), textcoords="offset points", ha="right", color=ORANGE)
     if before is None:
         panel.plot(theta, top, "o", color=ORANGE, markersize=10)
-        panel.annotate(f"gap 0\nat {theta:.2f}", (theta, top), (-12, 10), textcoords="offset points", ha="right")
     else:
         panel.plot([theta, theta], [low, top], color=ORANGE, linewidth=4, label="KL$(q\\,\\|\\,p(z \\mid x, \\theta))$")
         panel.annotate("", (theta, low), (before, bound(r, before)), arrowprops={"arrowstyle": "->", "color": GREEN, "linewidth": 2})
         panel.plot(before, bound(r, before), "o", color=GREEN, markersize=6)
-        panel.annotate(f"gap {top - low:.2f}\nat {theta:.2f}", (theta, low), (10, -24), textcoords="offset points")
     panel.set_title(title, loc="left")
     panel.set(ylim=(-147, -98), xlim=(-0.6, 4.6))
 for panel in panels[1]:
     panel.set_xlabel(r"$\theta$")
 for panel in panels[:, 0]:
     panel.set_ylabel("nats")
-panels[0, 1].legend(frameon=False, loc="lower center", fontsize=9)
+panels[0, 1].legend(frameon=False, loc="upper left", fontsize=9)
 save(figure, "02_four_pictures")
 
 # %%
@@ -238,7 +239,7 @@ for distance, color in [(4.0, BLUE), (2.0, GREEN), (1.0, ORANGE)]:
     label = f"{distance:.0f} sd apart\n" + rf"$\rho$ = {rate:.2f}"
     panel.annotate(label, (needed, 1e-6), (6, 2), textcoords="offset points", color=color)
 panel.set(xlabel="iteration", ylabel=r"$|\pi_t - \pi_\infty|$", title="The more the sources overlap, the slower EM")
-panel.margins(x=0.14)
+panel.set_xlim(-1, 72)
 save(figure, "02_how_fast")
 
 assert rates == sorted(rates) and rates[0] < 0.2 and rates[-1] > 0.7
@@ -259,10 +260,11 @@ for start, color in starts.items():
     track = run_em(start, 8)
     panel.plot(track, log_likelihood(track), "o-", color=color, markersize=5)
     panel.plot(start, log_likelihood(start), "o", color=color, markersize=11)
-    panel.annotate(f"start at {start}", (start, log_likelihood(start)), (-30, -20), textcoords="offset points", color=color)
+    side = {"xytext": (12 * np.sign(start), -4), "textcoords": "offset points", "ha": "left" if start > 0 else "right"}
+    panel.annotate(f"start at {start}", (start, log_likelihood(start)), color=color, **side)
     height = log_likelihood(ends[start])
     panel.annotate(f"end at {ends[start]:.2f}:\n{height:.1f} nats", (ends[start], height), (-30, 8), textcoords="offset points", color=color)
-panel.set(xlabel=r"$\theta$", ylabel=r"$\log p(x \mid \theta)$", ylim=(-170, -92), title="Two starts, two hills")
+panel.set(xlabel=r"$\theta$", ylabel=r"$\log p(x \mid \theta)$", ylim=(-142, -88), title="Two starts, two hills")
 save(figure, "02_two_hills")
 
 low, high = log_likelihood(ends[-1.0]), log_likelihood(ends[0.5])
@@ -462,7 +464,7 @@ density = sum(
     for weight, loc, scale in zip(*(collapsed.params[name].numpy() for name in ("weights", "loc", "scale")), strict=True)
 )
 right.plot(fine, density, color=ORANGE, linewidth=1.5)
-right.annotate(f"the spike goes up\nto {density.max():.1f}", (27.0, 0.235), (27.8, 0.2))
+right.annotate(f"the spike\ngoes up\nto {density.max():.1f}", (27.0, 0.2), (28.0, 0.2))
 right.set(title="The collapsed fit: one component on one galaxy", xlabel="velocity (1000 km/s)", ylabel="density", ylim=(0, 0.26))
 save(figure, "02_collapse")
 

@@ -6,12 +6,16 @@ Usage: python tests/arviz1/make_groups.py FOLDER
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from latentzoo import zoo
+from latentzoo.inference.groups import arviz_groups
 
 
 def write_groups(
@@ -67,6 +71,9 @@ def main() -> None:
     attrs = {"model": "normal", "seed": 0, "converged": True, "weights": None}
     for name, chains, draws in (("draws", 1, 1000), ("chains", 4, 250), ("point", 1, 1)):
         write_groups(folder, name, hand_built(chains, draws), coords, dims, {**attrs, "inference": name})
+    for name, draws in itertools.product(zoo.list_models(), (None, "laplace")):
+        fit = zoo.fit(name, zoo.card(name).example, restarts=3)
+        write_groups(folder, f"{name}-{draws or 'point'}", **arviz_groups(fit, fit.adapted(None), draws, 300, seed=0))
 
 
 if __name__ == "__main__":
