@@ -76,7 +76,9 @@ def fit(pair: str | Pair, data: Any, inference: str = "auto", **options: Any) ->
 
 
 def compare(fits: Sequence[Fit], by: str = "bic") -> Any:
-    """A table (DataFrame) of fits to the same data, best first by "bic", "aic" or "icl"; it says which did not converge."""
+    """A table (DataFrame) of fits to the same data, best first by "bic", "aic" or "icl"; it says which did not
+    converge.
+    """
     import pandas as pd
 
     if by not in ("aic", "bic", "icl"):

@@ -112,7 +112,10 @@ def _fits(fn: Any, support: Any, value: Tensor) -> Tensor:
 def _expected(fn: Any) -> str:
     kind = type(fn).__name__
     if kind == "Categorical":
-        return f"one of the codes 0 to {fn.param_shape[-1] - 1} (a category unseen in training can be given as missing, NaN)"
+        return (
+            f"one of the codes 0 to {fn.param_shape[-1] - 1} (a category unseen in training can be given as "
+            f"missing, NaN)"
+        )
     words = {
         "Poisson": "counts: whole numbers, none negative",
         "Multinomial": "counts: whole numbers, none negative",
@@ -133,7 +136,8 @@ def _check_text(name: str, fn: Any, value: Tensor, schema: Schema) -> None:
     if schema.container == "frame" and value.dim() >= 1 and (value.dim() == 1 or value.shape[-1] == len(columns)):
         column = next(iter(schema.labels))
         raise DataError(
-            f"column '{column}' holds text ({', '.join(map(repr, schema.labels[column][:3]))}, ...), and site '{name}' is numeric "
+            f"column '{column}' holds text ({', '.join(map(repr, schema.labels[column][:3]))}, ...), and site "
+            f"'{name}' is numeric "
             f"({type(fn).__name__}): drop the column, or use a model of categories such as latent_class"
         )
 
@@ -153,7 +157,10 @@ def _constant(site: Site, schema: Schema) -> str:
     number = int((site.variance.flatten() <= 0).nonzero()[0])
     names = schema.columns
     label = f"column '{names[number]}'" if names and len(names) == site.variance.numel() else f"column {number}"
-    return f"{label} of site '{site.name}' is constant, so its variance would be 0: drop the column, or fix the scale in the model"
+    return (
+        f"{label} of site '{site.name}' is constant, so its variance would be 0: drop the column, or fix the "
+        f"scale in the model"
+    )
 
 
 def _show(value: Tensor) -> str:

@@ -75,7 +75,8 @@ def climb(program: Program, names: tuple[str, ...], params: Params, expected: Ex
         unreached = [name for name, one in free.items() if one.grad is None]
         if unreached:
             raise ModelError(
-                f"em: no gradient reaches param '{unreached[0]}': no site uses it, or only after an operation that has no "
+                f"em: no gradient reaches param '{unreached[0]}': no site uses it, or only after an operation "
+                f"that has no "
                 f"gradient (detach, rounding to integers); use it in a site, or make it a fixed number"
             )
         return value

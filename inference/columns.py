@@ -13,14 +13,14 @@ def center_and_variance(value: Tensor) -> tuple[Tensor, Tensor]:
 
     A column of one repeated value gets a variance of exactly 0.
     """
-    count = total = 0.0
+    count = total = torch.zeros((), dtype=torch.float64)
     for part in value.split(CHUNK):
         part = part.to(torch.float64)
         seen = ~part.isnan()
         count = count + seen.sum(0)
         total = total + part.nan_to_num(nan=0.0).sum(0)
-    center = total / torch.as_tensor(count).clamp_min(1)
-    square = 0.0
+    center = total / count.clamp_min(1)
+    square = torch.zeros((), dtype=torch.float64)
     constant = None
     for part in value.split(CHUNK):
         part = part.to(torch.float64)
@@ -31,7 +31,7 @@ def center_and_variance(value: Tensor) -> tuple[Tensor, Tensor]:
             (low, high) if constant is None else (torch.minimum(constant[0], low), torch.maximum(constant[1], high))
         )
     assert constant is not None
-    variance = square / torch.as_tensor(count).clamp_min(1)
+    variance = square / count.clamp_min(1)
     return center, torch.where(constant[0] >= constant[1], 0.0, variance)
 
 

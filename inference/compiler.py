@@ -9,7 +9,8 @@ from torch import Tensor
 
 from .columns import center_and_variance
 from .evidence import Elimination
-from .patterns import find_patterns
+from .families import Family
+from .patterns import Patterns, find_patterns
 from .program import Program
 from .sites import Argument, Layout, Site, chunks, read_arguments
 from .structure import Structure
@@ -24,9 +25,11 @@ def compile_program(model: Any, data: Any, structure: Structure, natural: bool =
         ``False`` scores every observed site by running the model: slower, the same numbers (the tests compare them).
     """
     layout = Layout.of(structure)
-    plates = structure.plates
     holding = {p for latent in structure.latents.values() for p in latent.plates if p != structure.data_plate}
-    latents, products, tables, patterns = {}, {}, {}, {}
+    latents: dict[str, Site] = {}
+    products: dict[str, Site] = {}
+    tables: dict[str, Site] = {}
+    patterns: dict[str, Patterns] = {}
     scored: dict[str, str] = {}
     base: Tensor | float = 0.0
     for name in (*structure.latents, *structure.observed):
@@ -35,44 +38,65 @@ def compile_program(model: Any, data: Any, structure: Structure, natural: bool =
         kind, args, inner = read_arguments(node["fn"], layout)
         reason = _why_scored(node, kind, args, frames, holding, structure, natural)
         if reason is None:
-            assert kind is not None and args is not None
-            site = _site(name, node, kind, args, inner, layout, structure)
+            assert kind is not None
+            assert args is not None
+            site = _site(name, node, kind, args, inner, layout)
             if name in structure.latents:
                 latents[name] = site
                 continue
-            if site.has_missing and site.event_dim:
-                found = find_patterns(site.value.reshape(len(site.value), -1))
-                if torch.Size(site.cells).numel() == 1 and kind.location is not None:
-                    patterns[name] = found
-                elif any(len(p.seen) and len(p.unseen) for p in found.distinct):
-                    reason = "rows with some cells of one event missing"
+            reason = _sort_patterns(site, patterns)
             if reason is None:
                 products[name] = site
                 base = base + _base_measure(site, patterns)
                 continue
         scored[name] = reason
-        kind, args, inner = read_arguments(node["fn"], layout, keep_rows=True)
-        plain = node["scale"] == 1.0 and node["mask"] is None
-        if kind is not None and args is not None and plain and not any(a.computed for a in args.values()):
-            table = _table(name, node, kind, args, inner, layout)
-            if not (table.has_missing and kind.event_dim):
-                tables[name] = table
+        table = _table_of(name, node, layout)
+        if table is not None:
+            tables[name] = table
     has_missing = any(_is_missing(structure.trace.nodes[name]["value"]) for name in structure.observed)
-    axes = [d for d in range(-structure.nesting, 0) if d != structure.data_dim]
-    groups: dict[frozenset, list[int]] = {}
-    for i, latent in enumerate(structure.latents.values()):
-        groups.setdefault(frozenset(latent.plates) - {structure.data_plate}, []).append(1 + i)
-    start = 1 + len(structure.latents)
-    order = tuple(
-        Elimination(tuple(found), tuple(start + axes.index(plates[p][0]) for p in inside))
-        for inside, found in sorted(groups.items(), key=lambda item: -len(item[0]))
-    )
+    order = _elimination(structure)
     return Program(
         model, data, structure, layout, latents, products, tables, scored, patterns, order, base, has_missing
     )
 
 
-def _why_scored(node, kind, args, frames, holding, structure, natural) -> str | None:
+def _elimination(structure: Structure) -> tuple[Elimination, ...]:
+    """Latents grouped by the plates they lie in beside the data's, the deepest first."""
+    axes = [d for d in range(-structure.nesting, 0) if d != structure.data_dim]
+    groups: dict[frozenset[str], list[int]] = {}
+    for i, latent in enumerate(structure.latents.values()):
+        groups.setdefault(frozenset(latent.plates) - {structure.data_plate}, []).append(1 + i)
+    start = 1 + len(structure.latents)
+    return tuple(
+        Elimination(tuple(found), tuple(start + axes.index(structure.plates[p][0]) for p in inside))
+        for inside, found in sorted(groups.items(), key=lambda item: -len(item[0]))
+    )
+
+
+def _sort_patterns(site: Site, patterns: dict[str, Patterns]) -> str | None:
+    """Enter a site of vectors with missing cells by its patterns; why it cannot be a product, where it has no rule
+    for them.
+    """
+    if not (site.has_missing and site.event_dim):
+        return None
+    found = find_patterns(site.value.reshape(len(site.value), -1))
+    if torch.Size(site.cells).numel() == 1 and site.family.location is not None:
+        patterns[site.name] = found
+        return None
+    if any(len(p.seen) and len(p.unseen) for p in found.distinct):
+        return "it has rows with some cells of one event missing"
+    return None
+
+
+def _why_scored(
+    node: Any,
+    kind: Family | None,
+    args: dict[str, Argument] | None,
+    frames: set[str],
+    holding: set[str],
+    structure: Structure,
+    natural: bool,
+) -> str | None:
     """Why a site cannot be a matrix product; None where it can."""
     if not natural and node["is_observed"]:
         return "asked for"
@@ -90,7 +114,7 @@ def _why_scored(node, kind, args, frames, holding, structure, natural) -> str | 
     return None
 
 
-def _site(name, node, kind, args: dict[str, Argument], inner, layout: Layout, structure: Structure) -> Site:
+def _site(name: str, node: Any, kind: Family, args: dict[str, Argument], inner: int, layout: Layout) -> Site:
     count = len(layout.latents)
     batch = [a.value.shape[: a.value.dim() - a.event_dim] for a in args.values()]
     if not node["is_observed"]:
@@ -111,7 +135,13 @@ def _site(name, node, kind, args: dict[str, Argument], inner, layout: Layout, st
     return Site(name, kind, args, (*shape, *cells), kind.event_dim, value, count, center, variance, missing)
 
 
-def _table(name, node, kind, args: dict[str, Argument], inner, layout: Layout) -> Site:
+def _table_of(name: str, node: Any, layout: Layout) -> Site | None:
+    """A scored site with its rows as cells, where a closed form can still be had from it."""
+    kind, args, inner = read_arguments(node["fn"], layout, keep_rows=True)
+    if kind is None or args is None or node["scale"] != 1.0 or node["mask"] is not None:
+        return None
+    if any(a.computed for a in args.values()):
+        return None
     count = len(layout.latents)
     value = layout.canonical(node["value"], inner + kind.event_dim, keep_rows=True)
     assert value is not None
@@ -125,15 +155,19 @@ def _table(name, node, kind, args: dict[str, Argument], inner, layout: Layout) -
         value_of = value if kind.location else value.to(torch.float64).log()
         _, one = center_and_variance(value_of.reshape(-1, *value.shape[value.dim() - kind.event_dim :]))
         variance = one
-    return Site(name, kind, args, tuple(shape), kind.event_dim, value, count, 0.0, variance, _is_missing(value))
+    missing = _is_missing(value)
+    if missing and kind.event_dim:
+        return None
+    return Site(name, kind, args, tuple(shape), kind.event_dim, value, count, 0.0, variance, missing)
 
 
-def _base_measure(site: Site, patterns: dict) -> Tensor | float:
+def _base_measure(site: Site, patterns: dict[str, Patterns]) -> Tensor | float:
     if site.name in patterns:
         return 0.0
     args = {name: a.value.unsqueeze(0) for name, a in site.args.items()}
     parts = [site.base_measure(rows, args) for rows in chunks(len(site.value), 8192)]
-    return torch.cat(parts) if isinstance(parts[0], Tensor) else parts[0]
+    tensors = [part for part in parts if isinstance(part, Tensor)]
+    return torch.cat(tensors) if tensors else parts[0]
 
 
 def _is_missing(value: Tensor) -> bool:

@@ -19,7 +19,9 @@ from .structure import engine_state, read
 
 
 class HalfStep(NamedTuple):
-    """The three numbers at one moment of EM. log_evidence = elbo + kl; priors of shared latents are part of the first two."""
+    """The three numbers at one moment of EM. log_evidence = elbo + kl; priors of shared latents are part of the
+    first two.
+    """
 
     iteration: int
     moment: str  # "before E", "after E", "before M", "after M"
@@ -31,7 +33,8 @@ class HalfStep(NamedTuple):
 def half_steps(fit: Any, dataset: Dataset, num_iters: int, floor: float = 1e-6, steps: int = 20) -> list[HalfStep]:
     """Run EM again from a fit's start and note the decomposition at every half-step.
 
-    q is the posterior of the last E-step; before the first it is the posterior under the start, so the first bar has no gap.
+    q is the posterior of the last E-step; before the first it is the posterior under the start, so the first bar has
+    no gap.
     """
     with engine_state(fit.seed):
         structure = read(fit.pair.model, dataset.values)

@@ -71,7 +71,8 @@ def em(
     variance_floor : float
         Learned variances stay above this share of their column's variance, so no component collapses onto a point.
     collapse : bool, optional
-        Fit repeated rows once, with their count as weight: the same answer, faster. Default: where all sites are discrete.
+        Fit repeated rows once, with their count as weight: the same answer, faster. Default: where all sites are
+        discrete.
     natural : bool
         False scores every observed site by running the model, instead of by matrix products. Slower, the same numbers.
     device : str, optional
@@ -88,7 +89,7 @@ def em(
     ModelError, DataError, OptionError
         Plain words on what cannot be fitted, and the way out.
     FitError
-        The bound became NaN or infinite in every restart; ``error.fit`` holds the last good state.
+        The bound became NaN or infinite in every restart; ``error.params`` holds the last good values.
 
     Warns
     -----
@@ -162,7 +163,9 @@ class _Runner:
         return outcomes, len(lost)
 
     def run(self, params: Params, bar: Progress) -> Iterable[tuple[Outcome, bool]]:
-        """One batch of restarts; each leaves the batch when it has converged. Yields outcomes in the order of the starts."""
+        """One batch of restarts; each leaves the batch when it has converged. Yields outcomes in the order of the
+        starts.
+        """
         starts = params
         lead = max((len(value) for value in params.values()), default=1)
         histories: list[list[float]] = [[] for _ in range(lead)]
@@ -283,7 +286,12 @@ def _collapsed(
 def device_of(values: Any) -> torch.device:
     """The device of the data."""
     found: list[torch.device] = []
-    map_tensors(lambda t: found.append(t.device) or t, values)
+
+    def note(tensor: Tensor) -> Tensor:
+        found.append(tensor.device)
+        return tensor
+
+    map_tensors(note, values)
     return found[0]
 
 
@@ -291,7 +299,8 @@ def _warn(fit: Fit, tol: float) -> None:
     if tol > 0 and not fit.converged:
         warnings.warn(
             f"em: stopped after {len(fit.history) - 1} iterations before the tolerance was met "
-            f"(last gain {fit.history[-1] - fit.history[-2] if len(fit.history) > 1 else float('nan'):.2g}): raise max_iters or tol",
+            f"(last gain {fit.history[-1] - fit.history[-2] if len(fit.history) > 1 else float('nan'):.2g}): "
+            f"raise max_iters or tol",
             ConvergenceWarning,
             stacklevel=3,
         )

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cache
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -59,7 +60,7 @@ def expectations(program: Program, params: Params, weights: Tensor | None = None
             sums = _pass(program, ready, rows, weights)
         else:
             bounds = [len(rows) * w // workers for w in range(workers + 1)]
-            parts = [rows[a:b] for a, b in zip(bounds, bounds[1:], strict=False)]
+            parts = [rows[a:b] for a, b in pairwise(bounds)]
             torch.set_num_threads(1)
             try:
                 done = list(_pool(workers).map(lambda part: _quietly(program, ready, part, weights), parts))

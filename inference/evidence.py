@@ -1,8 +1,9 @@
 """Log evidence by summing out enumerated latents, and its backward pass.
 
-Every factor is a tensor ``(R, e_1..e_M, *plates, n)``: restarts, one dim per enumerated latent, the plates that hold latents of
-their own, then rows, which lie contiguous in memory. The gradient of log p(x) with respect to a factor is the posterior expected count of each of its
-configurations (Darwiche 2003): the E-step of every model is this one backward pass.
+Every factor is a tensor ``(R, e_1..e_M, *plates, n)``: restarts, one dim per enumerated latent, the plates that hold
+latents of their own, then rows, which lie contiguous in memory. The gradient of log p(x) with respect to a factor is
+the posterior expected count of each of its configurations (Darwiche 2003): the E-step of every model is this one
+backward pass.
 """
 
 from __future__ import annotations
@@ -57,8 +58,10 @@ def _check_nested(factors: Sequence[Tensor], order: Sequence[Elimination], deepe
         for plate in set(step.plates).intersection(deeper):
             if any(f.shape[plate] > 1 and f.shape[axis] > 1 for f in factors for axis in step.latents):
                 raise ModelError(
-                    "latents of two plates, neither inside the other, meet in one site: the sum over their values does not "
-                    "factorise, so it cannot be had exactly; sample one of them outside both plates, or in the inner one"
+                    "latents of two plates, neither inside the other, meet in one site: the sum over their "
+                    "values does not "
+                    "factorise, so it cannot be had exactly; sample one of them outside both plates, or in the "
+                    "inner one"
                 )
 
 

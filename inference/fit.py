@@ -25,7 +25,8 @@ from .structure import engine_state
 
 @dataclass(frozen=True, repr=False)
 class Fit:
-    """What a driver returns. Plain values; every verb takes data, or uses those it was fitted to while they are in memory.
+    """What a driver returns. Plain values; every verb takes data, or uses those it was fitted to while they are in
+    memory.
 
     Attributes
     ----------
@@ -81,7 +82,7 @@ class Fit:
 
     @property
     def icl(self) -> float:
-        """Integrated completed likelihood (Biernacki et al. 2000), smaller is better: BIC + 2 * entropy of the latents."""
+        """Integrated completed likelihood (Biernacki et al. 2000), smaller is better: BIC + 2 entropies."""
         return self.bic + 2 * self.entropy
 
     def score(self, data: Any = None) -> Tensor:
@@ -99,12 +100,14 @@ class Fit:
         found = self.latents(data)
         if len(found) != 1:
             raise DataError(
-                f"clusters: the model has {len(found)} latents per row ({', '.join(found)}); use latents(x)[site].argmax(-1)"
+                f"clusters: the model has {len(found)} latents per row ({', '.join(found)}); use "
+                f"latents(x)[site].argmax(-1)"
             )
         return next(iter(found.values())).argmax(-1)
 
     def posterior(self, site: str, data: Any = None) -> Any:
-        """The posterior of one latent as a Pyro distribution: Categorical for a latent of a row, Delta for a shared one."""
+        """The posterior of one latent as a Pyro distribution: Categorical for a latent of a row, Delta for a
+        shared one."""
         if site in self.params:
             return dist.Delta(self.params[site])
         found = self.latents(data)
@@ -123,7 +126,9 @@ class Fit:
         return generate.generate(self, num, dict(given or {}), seed)
 
     def reconstruct(self, data: Any = None) -> Any:
-        """Each row's posterior predictive: its expected value (for categories the most probable), in the form it came in."""
+        """Each row's posterior predictive: its expected value (for categories the most probable), in the form it came
+        in.
+        """
         return generate.reconstruct(self, self.adapted(data))
 
     def impute(self, data: Any = None) -> Any:
@@ -137,7 +142,9 @@ class Fit:
         return draws.param_draws(self, num, method, seed)
 
     def to_arviz(self, draws: str | None = None, num_draws: int = 100, data: Any = None, seed: int = 0) -> Any:
-        """InferenceData (ArviZ 0.x) or DataTree (1.x): one draw of the params, or `num_draws` by "laplace" or "bootstrap"."""
+        """InferenceData (ArviZ 0.x) or DataTree (1.x): one draw of the params, or `num_draws` by "laplace" or
+        "bootstrap".
+        """
         return groups.to_arviz(self, self.adapted(data), draws, num_draws, seed)
 
     def half_steps(self, num_iters: int = 8, data: Any = None) -> list[HalfStep]:

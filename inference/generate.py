@@ -1,13 +1,13 @@
 """New rows, reconstructions and imputations, in the form the data came in.
 
-Which cells of the data a site observes is read from one run on the data themselves, marked as a `Symbol`; so a model that
-observes column by column and one that observes whole rows are served alike.
+Which cells of the data a site observes is read from one run on the data themselves, marked as a `Symbol`; so a model
+that observes column by column and one that observes whole rows are served alike.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import pyro.distributions as dist
 import torch
@@ -20,8 +20,8 @@ from .errors import ModelError
 from .patterns import find_patterns
 from .program import Program
 from .sites import Layout, Params
-from .structure import Bind, engine_state, sample_sites
-from .symbols import Symbol, plain, provenance, symbol
+from .structure import Bind, engine_state, is_subsample, sample_sites
+from .symbols import plain, provenance, symbol
 from .verbs import program_on
 
 
@@ -35,7 +35,7 @@ class Draw(Messenger):
     def _pyro_sample(self, msg: dict) -> None:
         if msg["name"] in self.given:
             msg["value"], msg["done"] = self.given[msg["name"]], True
-        elif msg["is_observed"] and not poutine.util.site_is_subsample(msg):
+        elif msg["is_observed"] and not is_subsample(msg):
             msg["is_observed"], msg["value"], msg["done"] = False, None, False
 
 
@@ -61,7 +61,9 @@ def empty_rows(fit: Any, num: int) -> Any:
 
 
 def simulate(fit: Any, values: Any, params: dict[str, Tensor], given: dict[str, Any] | None = None) -> Any:
-    """Data drawn from the model under `params`, shaped like `values`; a dict of sites where the model observes computed values."""
+    """Data drawn from the model under `params`, shaped like `values`; a dict of sites where the model observes
+    computed values.
+    """
     fixed = {name: torch.as_tensor(value) for name, value in (given or {}).items()}
     marked = map_tensors(lambda t: symbol(t, "data"), values) if isinstance(values, Tensor) else values
     with Bind(params):
@@ -72,14 +74,20 @@ def simulate(fit: Any, values: Any, params: dict[str, Tensor], given: dict[str, 
         with Draw(fixed):
             drawn = sample_sites(poutine.trace(fit.pair.model).get_trace(values))
     observed = [name for name, site in known.items() if site["is_observed"]]
-    places = {name: provenance(known[name]["value"]) for name in observed}
-    if not isinstance(values, Tensor) or any(p is None or p.index is None for p in places.values()):
+    places = {name: known_cells(known[name]["value"]) for name in observed}
+    if not isinstance(values, Tensor) or any(cells is None for cells in places.values()):
         return {name: plain(drawn[name]["value"]) for name in observed}
     out = values.to(torch.float64).clone().flatten()
-    for name in observed:
-        index = places[name].index  # type: ignore[union-attr]
-        out[index.flatten()] = plain(drawn[name]["value"]).expand(index.shape).to(out).flatten()
+    for name, cells in places.items():
+        assert cells is not None
+        out[cells.flatten()] = plain(drawn[name]["value"]).expand(cells.shape).to(out).flatten()
     return _as_given(out.reshape(values.shape), values)
+
+
+def known_cells(value: Any) -> Tensor | None:
+    """Which cells of the data an observed value holds, or None where it was computed from them."""
+    known = provenance(value)
+    return None if known is None else known.cells
 
 
 def _as_given(out: Tensor, values: Tensor) -> Tensor:
@@ -88,13 +96,6 @@ def _as_given(out: Tensor, values: Tensor) -> Tensor:
 
 
 # --- expected values --------------------------------------------------------------------------------------------------
-
-
-class Expected(NamedTuple):
-    """What a site is expected to hold, and which cells of the data it observes; rows first."""
-
-    value: Tensor  # (N, ...)
-    index: Tensor | None
 
 
 def reconstruct(fit: Any, dataset: Dataset) -> Any:
@@ -123,14 +124,14 @@ def _fill(fit: Any, dataset: Dataset, everywhere: bool) -> Any:
         table = joint_posterior(program, params)
         for name in program.structure.observed:
             known_value = known[name]["value"]
-            place = provenance(known_value)
-            if place is None or place.index is None:
+            place = known_cells(known_value)
+            if place is None:
                 raise ModelError(
                     f"site '{name}' observes values computed from the data, so they cannot be put back in place"
                 )
             site = known[name]
             inner = len(site["fn"].event_shape)
-            cells = program.layout.rows_first(place.index, inner)
+            cells = program.layout.rows_first(place, inner)
             expected = expected_value(
                 site["fn"], program.layout, table, program.layout.rows_first(plain(known_value), inner), everywhere
             )
@@ -197,6 +198,3 @@ def _conditional_mean(fn: Any, layout: Layout, table: Tensor, value: Tensor) -> 
             filled[:, unseen] = own_loc[:, unseen] + moved.squeeze(-1)
             out[rows] += weight[rows].unsqueeze(-1) * filled
     return out.reshape(shape)
-
-
-__all__ = ["Symbol", "generate", "impute", "reconstruct", "simulate"]

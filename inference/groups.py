@@ -27,7 +27,9 @@ def to_arviz(fit: Any, dataset: Dataset, draws: str | None, num_draws: int, seed
 
 
 def arviz_groups(fit: Any, dataset: Dataset, draws: str | None, num_draws: int, seed: int) -> dict[str, Any]:
-    """Arguments of `export.to_arviz`: groups, coords, dims and attrs, as NumPy arrays with leading (chain=1, draw=S)."""
+    """Arguments of `export.to_arviz`: groups, coords, dims and attrs, as NumPy arrays with leading (chain=1,
+    draw=S).
+    """
     if draws is None:
         params = {name: value.unsqueeze(0) for name, value in fit.params.items()}
     else:

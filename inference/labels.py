@@ -1,4 +1,6 @@
-"""Which cells of the params belong to which label of a discrete latent, and how two sets of params match up to relabelling."""
+"""Which cells of the params belong to which label of a discrete latent, and how two sets of params match up to
+relabelling.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""From pooled sums to the value of a param: one link for each kind of ratio, ``link(old, num, den, floor, constraint)``."""
+"""From pooled sums to the value of a param: one link for each kind of ratio, ``link(old, num, den, floor,
+constraint)``.
+"""
 
 from __future__ import annotations
 
@@ -17,30 +19,30 @@ def _divide(old: Tensor, num: Tensor, den: Tensor) -> Tensor:
     return torch.where(den > SMALL, num / den.clamp_min(SMALL), old)
 
 
-def _mean(old, num, den, low, constraint):
+def _mean(old: Tensor, num: Tensor, den: Tensor, low: Tensor, constraint: Any) -> Tensor:
     return _clip(_divide(old, num, den), constraint)
 
 
-def _scale(old, num, den, low, constraint):
+def _scale(old: Tensor, num: Tensor, den: Tensor, low: Tensor, constraint: Any) -> Tensor:
     floor = _divide(torch.zeros_like(old), low, den)
     return _clip(_divide(old**2, num, den).maximum(floor).sqrt(), constraint)
 
 
-def _simplex(old, num, den, low, constraint):
+def _simplex(old: Tensor, num: Tensor, den: Tensor, low: Tensor, constraint: Any) -> Tensor:
     total = num.sum(-1, keepdim=True)
     return torch.where(total > SMALL, num / total.clamp_min(SMALL), old)
 
 
-def _logits(old, num, den, low, constraint):
+def _logits(old: Tensor, num: Tensor, den: Tensor, low: Tensor, constraint: Any) -> Tensor:
     tiny = torch.finfo(old.dtype).tiny
     return _simplex(old.softmax(-1), num, den, low, constraint).clamp_min(tiny).log()
 
 
-def _log_odds(old, num, den, low, constraint):
+def _log_odds(old: Tensor, num: Tensor, den: Tensor, low: Tensor, constraint: Any) -> Tensor:
     return _divide(old.sigmoid(), num, den).logit(eps=1e-15)
 
 
-def _covariance(old, num, den, low, constraint):
+def _covariance(old: Tensor, num: Tensor, den: Tensor, low: Tensor, constraint: Any) -> Tensor:
     """The maximiser under a floor: eigenvalues are clipped, in units where the floor is the identity."""
     matrix = torch.where(den > SMALL, num / den.clamp_min(SMALL), old)
     matrix = 0.5 * (matrix + matrix.mT)
@@ -58,11 +60,11 @@ def _covariance(old, num, den, low, constraint):
     return torch.where(sound[..., None, None], matrix, clipped)
 
 
-def _scale_tril(old, num, den, low, constraint):
+def _scale_tril(old: Tensor, num: Tensor, den: Tensor, low: Tensor, constraint: Any) -> Tensor:
     return torch.linalg.cholesky(_covariance(old @ old.mT, num, den, low, constraint))
 
 
-def _precision(old, num, den, low, constraint):
+def _precision(old: Tensor, num: Tensor, den: Tensor, low: Tensor, constraint: Any) -> Tensor:
     return torch.linalg.inv(_covariance(torch.linalg.inv(old), num, den, low, constraint))
 
 

@@ -11,9 +11,9 @@ from typing import Any
 class Stop:
     """Stop when the bound has almost no way left to go.
 
-    The increments of EM shrink geometrically, so the way left is the last increment times a / (1 - a), with a the ratio of the
-    last two (Aitken; Boehning et al. 1994). A run has converged when both the last increment and the way left are at most
-    ``tol * (1 + |bound|)``. ``tol=0`` never stops early.
+    The increments of EM shrink geometrically, so the way left is the last increment times a / (1 - a), with a the
+    ratio of the last two (Aitken; Boehning et al. 1994). A run has converged when both the last increment and the way
+    left are at most ``tol * (1 + |bound|)``. ``tol=0`` never stops early.
     """
 
     tol: float

@@ -42,14 +42,16 @@ def marginal_log_prob(fn: Any, value: Tensor, observed: Tensor) -> Tensor:
 
 
 @marginal_log_prob.register(dist.Independent)
-def _(fn, value, observed):
+def _(fn: Any, value: Tensor, observed: Tensor) -> Tensor:
     inner = marginal_log_prob(fn.base_dist, value, observed)
     return inner.flatten(inner.dim() - fn.reinterpreted_batch_ndims).sum(-1) if fn.reinterpreted_batch_ndims else inner
 
 
 @marginal_log_prob.register(dist.MultivariateNormal)
-def _(fn, value, observed):
-    """Row by row density of the observed cells: the unseen ones are given unit, independent variance and taken out again."""
+def _(fn: Any, value: Tensor, observed: Tensor) -> Tensor:
+    """Row by row density of the observed cells: the unseen ones are given unit, independent variance and taken out
+    again.
+    """
     both = observed.unsqueeze(-1) & observed.unsqueeze(-2)
     eye = torch.eye(value.shape[-1], dtype=value.dtype, device=value.device)
     covariance = torch.where(both, fn.covariance_matrix, eye)
@@ -74,10 +76,10 @@ class PartlyObserved(TorchDistribution):
     def log_prob(self, value: Tensor) -> Tensor:
         return marginal_log_prob(self.fn, value, self.observed)
 
-    def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:
+    def rsample(self, sample_shape: Any = ()) -> Tensor:
         return self.fn.rsample(sample_shape)
 
-    def sample(self, sample_shape: Any = torch.Size()) -> Tensor:
+    def sample(self, sample_shape: Any = ()) -> Tensor:
         return self.fn.sample(sample_shape)
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> PartlyObserved:

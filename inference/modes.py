@@ -30,7 +30,9 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Mode:
-    """One optimum: its bound, how many restarts ended there, and its distance from the best (in spreads of the params)."""
+    """One optimum: its bound, how many restarts ended there, and its distance from the best (in spreads of the
+    params).
+    """
 
     bound: float
     count: int
@@ -69,7 +71,9 @@ class ModeMap:
 
 
 def rank(outcomes: list[Outcome]) -> list[Outcome]:
-    """Best first; a degenerate optimum, whose likelihood can be had as large as one likes, stands behind every sound one."""
+    """Best first; a degenerate optimum, whose likelihood can be had as large as one likes, stands behind every sound
+    one.
+    """
     return sorted(outcomes, key=lambda o: (o.degenerate, -o.bound))
 
 

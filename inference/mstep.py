@@ -1,9 +1,9 @@
 """The M-step: a weighted maximum likelihood by ratios of sums where there is one, gradient steps elsewhere.
 
-Each argument of an exponential family that is gathered from a param has a maximiser num / den; the sums go back through the
-transpose of the gather, so cells that are tied, over components, columns, rows or sites, pool their sums. A conjugate prior adds
-its own share. Arguments of one site are updated in turn (ECM; Meng and Rubin 1993). Params used in any other way climb the
-expected complete log density (generalized EM). Neither ever lowers log p(x).
+Each argument of an exponential family that is gathered from a param has a maximiser num / den; the sums go back
+through the transpose of the gather, so cells that are tied, over components, columns, rows or sites, pool their sums.
+A conjugate prior adds its own share. Arguments of one site are updated in turn (ECM; Meng and Rubin 1993). Params
+used in any other way climb the expected complete log density (generalized EM). Neither ever lowers log p(x).
 """
 
 from __future__ import annotations

@@ -28,9 +28,9 @@ class Pair:
     Parameters
     ----------
     model : callable
-        ``model(data)``, a Pyro program. Rows live in ``pyro.plate("data", len(data))``; what is unknown per row is sampled
-        inside that plate, discrete latents with ``infer={"enumerate": "parallel"}``; what is learned by maximum likelihood
-        is a ``pyro.param``; what has a prior is a ``pyro.sample`` outside the plate.
+        ``model(data)``, a Pyro program. Rows live in ``pyro.plate("data", len(data))``; what is unknown per row is
+        sampled inside that plate, discrete latents with ``infer={"enumerate": "parallel"}``; what is learned by
+        maximum likelihood is a ``pyro.param``; what has a prior is a ``pyro.sample`` outside the plate.
     guide : callable, optional
         ``guide(data)``, of the same signature. ``None`` means: derive one (exact EM needs none).
     initialize : callable, optional

@@ -1,7 +1,8 @@
 """A multivariate normal site with missing cells: rows with the same cells missing share one marginal density.
 
-The missing cells of a row are latent and Gaussian given the rest, so their expected statistics are exact, and linear in the
-statistics of the observed cells: sums are completed once per pattern, not once per row (Little and Rubin 2002, 11.2).
+The missing cells of a row are latent and Gaussian given the rest, so their expected statistics are exact, and linear
+in the statistics of the observed cells: sums are completed once per pattern, not once per row (Little and Rubin 2002,
+11.2).
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .families import Args, MultivariateNormalFamily, square
+from .families_normal import MultivariateNormalFamily
+from .family import Args, square
 
 FAMILY = MultivariateNormalFamily()
 

@@ -148,7 +148,7 @@ def site_of(program: Program, name: str) -> Site:
 
 
 def _is_whole(argument: Argument, value: Tensor) -> bool:
-    """Whether the gather moves whole vectors or matrices of the param, cells in their places (always so for scalars)."""
+    """Whether the gather moves whole vectors or matrices of the param, cells in their places (so for any scalar)."""
     count = argument.event_dim
     if count == 0:
         return True
@@ -179,7 +179,7 @@ def _are_alike(program: Program, uses: list[Use]) -> bool:
     first, *others = [_gathers(site) for site in sites]
     return all(
         first.keys() == other.keys()
-        and all(first[name][0] == param and torch.equal(first[name][1], cells) for name, (param, cells) in other.items())
+        and all(one == first[name][0] and torch.equal(cells, first[name][1]) for name, (one, cells) in other.items())
         for other in others
     )
 

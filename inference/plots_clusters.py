@@ -55,27 +55,15 @@ def scatter(figure: Figure, axes: Axes, reading: Reading) -> None:
     covariance = reading.covariance(pair)
     rows = torch.arange(len(reading.values))
     if len(rows) > POINTS:
-        rows = (
-            torch.randperm(len(rows), generator=torch.Generator().manual_seed(reading.fit.seed))[:POINTS].sort().values
-        )
+        generator = torch.Generator().manual_seed(reading.fit.seed)
+        rows = torch.randperm(len(rows), generator=generator)[:POINTS].sort().values
     posterior, filled = reading.posterior(rows)
     points = filled[:, pair].numpy()
-    hollow = reading.values[rows][:, pair].isnan().any(1).numpy()
-    own = posterior.argmax(1).numpy()
-    crowded = len(rows) > 600
-    alpha = (0.15 + 0.7 * certainty(posterior).numpy()) * (0.6 if crowded else 1.0)
-    size = 14.0 if crowded else 26.0
-    area = np.full(len(rows), size)
-    if reading.weights is not None:
-        area = size * np.sqrt((reading.weights[rows] / reading.weights.mean()).numpy().clip(0.1, 10))
-    for k in range(len(mean)):
-        for open_, chosen in ((False, (own == k) & ~hollow), (True, (own == k) & hollow)):
-            if not chosen.any():
-                continue
-            tint = np.column_stack([np.tile(to_rgb(color(k)), (chosen.sum(), 1)), alpha[chosen]])
-            found = axes.scatter(points[chosen, 0], points[chosen, 1], s=area[chosen], marker=marker(k), zorder=2)
-            found.set(facecolor="none" if open_ else tint, edgecolor=tint, linewidth=1.1 if open_ else 0)
-            found.set_gid(f"{'imputed' if open_ else 'rows'} {k}")
+    imputed = reading.values[rows][:, pair].isnan().any(1).numpy()
+    weights = (
+        np.ones(len(rows)) if reading.weights is None else (reading.weights / reading.weights.mean())[rows].numpy()
+    )
+    _draw_rows(axes, points, posterior, imputed, weights)
     for k in range(len(mean)):
         for deviations, line in DEVIATIONS.items():
             shape = ellipse(mean[k, pair], covariance[k], deviations)
@@ -86,30 +74,36 @@ def scatter(figure: Figure, axes: Axes, reading: Reading) -> None:
     _limits(axes, points, mean[:, pair], covariance)
     drawn = f"{len(rows)} of {count(reading.total, 'row')}" if len(rows) < reading.total else count(len(rows), "row")
     width = len(reading.columns)
-    apart_on = f"the 2 of {width} columns that set the components furthest apart"
-    where = f"\non {apart_on if len(mean) > 1 else f'the first 2 of {width} columns'}" if width > 2 else ""
+    told = (
+        "the 2 of {} columns that set the components furthest apart" if len(mean) > 1 else "the first 2 of {} columns"
+    )
+    where = f"\non {told.format(width)}" if width > 2 else ""
     names = [reading.columns[j] for j in pair]
     dress(axes, f"{drawn}, each in the colour of its most probable component{where}", *names)
-    handles: list[Any] = component_handles(
-        reading, lambda k: Line2D([], [], color=color(k), marker=marker(k), linestyle="")
-    )
+    handles = component_handles(reading, lambda k: Line2D([], [], color=color(k), marker=marker(k), linestyle=""))
     handles += [Line2D([], [], color=TOTAL, linestyle=line, label=f"{d} sd") for d, line in DEVIATIONS.items()]
-    handles.append(
-        Line2D([], [], color=TOTAL, marker="o", alpha=0.25, linestyle="", markeredgewidth=0, label="pale: uncertain")
-    )
-    if hollow.any():
-        handles.append(
-            Line2D(
-                [],
-                [],
-                color=TOTAL,
-                marker="o",
-                markerfacecolor="none",
-                linestyle="",
-                label="hollow: a cell is\nmissing, imputed",
-            )
-        )
+    point: dict[str, Any] = {"color": TOTAL, "marker": "o", "linestyle": ""}
+    handles.append(Line2D([], [], **point, alpha=0.25, markeredgewidth=0, label="pale: uncertain"))
+    if imputed.any():
+        handles.append(Line2D([], [], **point, markerfacecolor="none", label="hollow: a cell is\nmissing, imputed"))
     legend(figure, handles, "component (share)")
+
+
+def _draw_rows(axes: Axes, points: np.ndarray, posterior: Tensor, imputed: np.ndarray, weights: np.ndarray) -> None:
+    """Rows at `points` (n, 2): hue and marker of the most probable component, hollow where imputed, areas by weight."""
+    crowded = len(points) > 600
+    alpha = (0.15 + 0.7 * certainty(posterior).numpy()) * (0.6 if crowded else 1.0)
+    area = (14.0 if crowded else 26.0) * np.sqrt(weights.clip(0.1, 10))
+    own = posterior.argmax(1).numpy()
+    for k in range(posterior.shape[1]):
+        for hollow in (False, True):
+            mine = (own == k) & (imputed == hollow)
+            if not mine.any():
+                continue
+            tint = np.column_stack([np.tile(to_rgb(color(k)), (mine.sum(), 1)), alpha[mine]])
+            drawn = axes.scatter(points[mine, 0], points[mine, 1], s=area[mine], marker=marker(k), zorder=2)
+            drawn.set(facecolor="none" if hollow else tint, edgecolor=tint, linewidth=1.1 if hollow else 0)
+            drawn.set_gid(f"{'imputed' if hollow else 'rows'} {k}")
 
 
 def telling_pair(reading: Reading) -> list[int]:

@@ -112,8 +112,8 @@ def _item(name: str, known: Any, place: Any, dataset: Dataset, layout: Layout) -
     values = layout.rows_first(place["value"], inner).to(torch.float64)
     places, given = list(range(values.shape[1:].numel())), None
     origin = provenance(place["value"])
-    if origin is not None and origin.index is not None:  # cells of the data themselves: call them as the data do
-        places, given = layout.rows_first(origin.index, inner)[0].flatten().tolist(), dataset.schema.columns
+    if origin is not None and origin.cells is not None:  # cells of the data themselves: call them as the data do
+        places, given = layout.rows_first(origin.cells, inner)[0].flatten().tolist(), dataset.schema.columns
     if given is not None:
         columns = tuple(given[j] for j in places)
     else:

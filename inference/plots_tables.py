@@ -21,7 +21,7 @@ from torch import Tensor
 from .plots_clusters import component_handles, rows_read
 from .plots_columns import Item, Reading
 from .plots_read import read_columns
-from .plots_style import DATA, SMALL, SUM_LINE, TEXT, TOTAL, color, count, dress, legend, marker, percent, picture
+from .plots_style import DATA, SMALL, SUM_LINE, TEXT, TOTAL, color, dress, legend, marker, percent, picture
 
 LINES = 30  # of a block of a heat map; more stand in blocks side by side
 BARS = 60  # counts with a bar each; a wider range is binned
@@ -65,8 +65,7 @@ def profiles(fit: Any, data: Any = None) -> Figure:
         starts = np.cumsum([len(q.lines) for q in block])[:-1]
         if len(starts) < len(table) - 1:  # some item has several lines: rule the items off
             axes.hlines(starts - 0.5, -0.5, classes - 0.5, color="white", linewidth=3)
-        heads = [f"{c}\n{percent(s)}" for c, s in zip(reading.components, reading.shares.tolist(), strict=True)]
-        axes.set_xticks(range(classes), heads)
+        axes.set_xticks(range(classes), [f"{name}\n{share}" for name, share in _named_shares(reading)])
         axes.xaxis.tick_top()
         axes.set_xlabel("class, and its share of the rows", fontsize=TEXT)
         axes.xaxis.set_label_position("top")
@@ -157,67 +156,43 @@ def _one_count(reading: Reading) -> Figure:
     few = len(grid) <= 40
     for k, part in enumerate(parts):
         axes.plot(grid, part, color=color(k), marker=marker(k) if few else "", markersize=5, linewidth=1.5, zorder=3)
-    axes.plot(
-        grid,
-        parts.sum(0),
-        color=TOTAL,
-        marker="_" if few else "",
-        markersize=16,
-        markeredgewidth=2.2,
-        linestyle=SUM_LINE,
-        linewidth=1.2,
-        zorder=2,
-    )
+    level: dict[str, Any] = {"color": TOTAL, "marker": "_" if few else "", "linestyle": SUM_LINE}
+    axes.plot(grid, parts.sum(0), **level, markersize=16, markeredgewidth=2.2, linewidth=1.2, zorder=2)
     axes.set_ylim(0, 1.1 * max(np.max(heights), min(parts.sum(0).max().item(), 2 * np.max(heights))))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     title = f"{rows_read(reading)}: how often each count was met, and its probability in each component times its share"
-    dress(
-        axes,
-        title,
-        reading.columns[0],
-        "share of rows" if step == 1 else f"share of rows per count (bars of {step} counts)",
-    )
-    handles = component_handles(
-        reading, lambda k: Line2D([], [], color=color(k), marker=marker(k) if few else "", markersize=5)
-    )
-    handles.append(
-        Line2D([], [], color=TOTAL, marker="_" if few else "", markersize=12, linestyle=SUM_LINE, label="their sum")
-    )
-    handles.append(Patch(color=DATA, label="data"))
+    unit = "share of rows" if step == 1 else f"share of rows per count (bars of {step} counts)"
+    dress(axes, title, reading.columns[0], unit)
+    handles = component_handles(reading, lambda k: Line2D([], [], color=color(k), marker=marker(k) if few else ""))
+    handles += [Line2D([], [], **level, markersize=12, label="their sum"), Patch(color=DATA, label="data")]
     legend(figure, handles, "component (share)")
     return figure
 
 
 def _many_counts(reading: Reading) -> Figure:
     table, what = expected_counts(reading)
-    positive = table[table > 0]
-    wide = len(positive) > 0 and positive.max() > 50 * positive.min() and bool((table > 0).all())
-    norm = (
-        LogNorm(positive.min().item(), positive.max().item()) if wide else Normalize(0, max(table.max().item(), 1e-300))
-    )
     size, width = table.shape
-    written = width <= WRITTEN
+    largest = max(table.max().item(), 1e-300)
+    least = max(table.min().item(), 1e-4 * largest)
+    norm = LogNorm(least, largest, clip=True) if 50 * least < largest and table.min() > 0 else Normalize(0, largest)
     digits = "{:.0f}" if table.min() >= 100 else "{:.1f}" if table.min() >= 10 else "{:.2f}"
     figure = picture(reading.fit, min(15.0, max(6.5, 2.2 + 0.6 * width)), 2.6 + 0.38 * max(size, 3))
     axes = figure.add_subplot()
-    heat_map(axes, table.numpy(), norm, digits if written else "")
-    axes.set_yticks(
-        range(size), [f"{c}   {percent(s)}" for c, s in zip(reading.components, reading.shares.tolist(), strict=True)]
-    )
+    heat_map(axes, table.numpy(), norm, digits if width <= WRITTEN else "")
+    axes.set_yticks(range(size), [f"{name}   {share}" for name, share in _named_shares(reading)])
     every = math.ceil(width / 40)
-    turned = max(map(len, reading.columns)) > 5
-    names = [_short(name) for name in reading.columns[::every]]
-    axes.set_xticks(
-        range(0, width, every),
-        names,
-        rotation=40 if turned else 0,
-        ha="right" if turned else "center",
-        rotation_mode="anchor",
+    turned: dict[str, Any] = (
+        {"rotation": 40, "ha": "right", "rotation_mode": "anchor"} if max(map(len, reading.columns)) > 5 else {}
     )
+    axes.set_xticks(range(0, width, every), [_short(name) for name in reading.columns[::every]], **turned)
     dress(axes, f"The {what} of each column in each component", "", "component, and its share")
     axes.spines[:].set_visible(False)
     _bar(figure, norm, what)
     return figure
+
+
+def _named_shares(reading: Reading) -> list[tuple[str, str]]:
+    return list(zip(reading.components, map(percent, reading.shares.tolist()), strict=True))
 
 
 def expected_counts(reading: Reading) -> tuple[Tensor, str]:

@@ -1,9 +1,9 @@
 """A model compiled for exact inference: which sites are matrix products, which must be scored by running the model.
 
-`compiler.compile_program` reads the model once. After that, a model whose every site is an exponential family with arguments gathered
-from params is never run again: its E-step is two matrix products and a sum over configurations, in chunks that stay in cache.
-Arguments that are computed (a link function, a network) are read from a run of the model; sites whose arguments differ from
-row to row, or which have no exponential family, are scored in that run too.
+`compiler.compile_program` reads the model once. After that, a model whose every site is an exponential family with
+arguments gathered from params is never run again: its E-step is two matrix products and a sum over configurations, in
+chunks that stay in cache. Arguments that are computed (a link function, a network) are read from a run of the model;
+sites whose arguments differ from row to row, or which have no exponential family, are scored in that run too.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""A fit on disk: a run folder of plain tensors and JSON. Loading builds the pair from the registry, never from the folder."""
+"""A fit on disk: a run folder of plain tensors and JSON. Loading builds the pair from the registry, never from
+the folder.
+"""
 
 from __future__ import annotations
 

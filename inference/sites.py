@@ -1,8 +1,8 @@
 """The sites of a model as arrays: arguments in one canonical layout, statistics of rows, matrix products.
 
-Canonical layout of anything that belongs to a site: ``(e_1..e_M, *cells, *event)``, one dim per enumerated latent (size 1
-where it plays no part), then the site's independent cells (its plates other than the data plate, and the dims that
-``to_event`` declared), then the event of the family. Params carry a leading dim R: that many restarts at once.
+Canonical layout of anything that belongs to a site: ``(e_1..e_M, *cells, *event)``, one dim per enumerated latent
+(size 1 where it plays no part), then the site's independent cells (its plates other than the data plate, and the dims
+that ``to_event`` declared), then the event of the family. Params carry a leading dim R: that many restarts at once.
 """
 
 from __future__ import annotations
@@ -129,10 +129,11 @@ class Site:
         lead = eta.shape[0]
         return eta.expand(lead, *self.shape, eta.shape[-1]), log_normalizer.expand(lead, *self.shape)
 
-    # --- rows: everything of a chunk has its rows last ------------------------------------------------------------------
+    # --- rows: everything of a chunk has its rows last ---
 
     def matrix(self, args: Args) -> tuple[Tensor, Tensor]:
-        """Weights (R*E, T') and constant (R*E, 1): a chunk's log probability is ``weights @ features(rows) + constant``."""
+        """Weights (R*E, T') and constant (R*E, 1): a chunk's log probability is ``weights @ features(rows) +
+        constant``."""
         eta, log_normalizer = self.natural(args)
         if self.has_missing:  # one more feature per cell says whether it was observed, and carries -A
             eta = torch.cat([eta, -log_normalizer.unsqueeze(-1)], -1)
@@ -192,7 +193,8 @@ class Site:
         return 0.5 if self.family.location is None and self.value.is_floating_point() else 0.0
 
     def unpack(self, sums: Tensor, totals: Tensor) -> tuple[Tensor, Tensor]:
-        """From sums (R*E, T') and totals (R, *configurations): S1 (R, *shape, T) and S0 (R, *shape or cells of size 1)."""
+        """From sums (R*E, T') and totals (R, *configurations): S1 (R, *shape, T) and S0 (R, *shape or cells of
+        size 1)."""
         lead = totals.shape[0]
         sums = sums.reshape(lead, *self.configurations, -1, *self.cells).movedim(1 + self.num_latents, -1)
         if self.has_missing:
@@ -227,10 +229,10 @@ def read_arguments(
         known = provenance(tensor)
         if known is None:
             args[name] = Argument(value, event_dim)
-        elif known.index is None or (known.normalized and name not in ("probs", "logits")):
+        elif known.cells is None or (known.normalized and name not in ("probs", "logits")):
             args[name] = Argument(value, event_dim, depends=known.names, operation=known.operation or "a normalisation")
         else:
-            index = layout.canonical(known.index, inner + event_dim, keep_rows)
+            index = layout.canonical(known.cells, inner + event_dim, keep_rows)
             assert index is not None
             index = index.expand((*index.shape[: index.dim() - event_dim], *event))
             (param,) = known.names

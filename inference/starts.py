@@ -54,8 +54,8 @@ def starting_values(
 ) -> dict[str, Tensor]:
     """Starting values of every param, (R, *shape) each.
 
-    With ``pair.initialize`` each restart draws its own; otherwise the first start is what the model declares, and the others
-    are jittered around it. `start` overrules the first.
+    With ``pair.initialize`` each restart draws its own; otherwise the first start is what the model declares, and the
+    others are jittered around it. `start` overrules the first.
     """
     declared = {name: double(param.value) for name, param in structure.params.items()}
     starts = []
@@ -69,7 +69,9 @@ def starting_values(
 
 
 def jitter(values: Mapping[str, Tensor], structure: Structure, generator: torch.Generator) -> dict[str, Tensor]:
-    """Values moved by a standard normal draw in unconstrained space (in units of the param's own spread, where it is free)."""
+    """Values moved by a standard normal draw in unconstrained space (in units of the param's own spread, where it is
+    free).
+    """
     out = {}
     for name, value in values.items():
         transform = transform_to(structure.params[name].constraint)

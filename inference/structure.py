@@ -1,6 +1,7 @@
 """Reading a model once: run it under enumeration on its data, and keep what an engine must know.
 
-No log probability is computed here and every broadcast stays lazy, so reading costs next to nothing at any number of rows.
+No log probability is computed here and every broadcast stays lazy, so reading costs next to nothing at any number of
+rows.
 """
 
 from __future__ import annotations
@@ -108,8 +109,13 @@ def is_shared_latent(msg: dict) -> bool:
         and isinstance(msg["fn"], TorchDistributionMixin)
         and not msg["fn"].support.is_discrete
         and not any(frame.name == DATA_PLATE for frame in msg["cond_indep_stack"])
-        and not poutine.util.site_is_subsample(msg)
+        and not is_subsample(msg)
     )
+
+
+def is_subsample(msg: Any) -> bool:
+    """A plate's own bookkeeping."""
+    return poutine.util.site_is_subsample(msg)
 
 
 def prior_center(fn: Any) -> Tensor:
@@ -177,9 +183,13 @@ def read(model: Any, data: Any, values: Mapping[str, Tensor] | None = None) -> S
     if DATA_PLATE not in plates:
         known = f"its plates are {sorted(plates)}" if plates else "it has no plate"
         raise ModelError(
-            f'the model has no plate named "{DATA_PLATE}" ({known}): put the rows in pyro.plate("{DATA_PLATE}", len(data))'
+            f'the model has no plate named "{DATA_PLATE}" ({known}): put the rows in pyro.plate("{DATA_PLATE}", '
+            f"len(data))"
         )
-    latents, continuous, observed, outside = {}, [], [], []
+    latents: dict[str, Latent] = {}
+    continuous: list[str] = []
+    observed: list[str] = []
+    outside: list[str] = []
     for name, site in sites.items():
         frames = tuple(f.name for f in site["cond_indep_stack"])
         if site["is_observed"]:
@@ -197,7 +207,8 @@ def read(model: Any, data: Any, values: Mapping[str, Tensor] | None = None) -> S
             )
         elif site["fn"].support.is_discrete:
             raise ModelError(
-                f"site '{name}' is a discrete latent of {type(site['fn']).__name__}, whose values have no finite list to sum over: "
+                f"site '{name}' is a discrete latent of {type(site['fn']).__name__}, whose values have no "
+                f"finite list to sum over: "
                 f"use a distribution with finite support, such as Categorical"
             )
         else:
@@ -220,17 +231,14 @@ def read(model: Any, data: Any, values: Mapping[str, Tensor] | None = None) -> S
 
 def sample_sites(trace: Any) -> dict[str, Any]:
     """The sample sites of a trace by name, plates' own bookkeeping left out."""
-    return {
-        name: site
-        for name, site in trace.nodes.items()
-        if site["type"] == "sample" and not poutine.util.site_is_subsample(site)
-    }
+    return {name: site for name, site in trace.nodes.items() if site["type"] == "sample" and not is_subsample(site)}
 
 
 def _require_plate(name: str, frames: tuple[str, ...]) -> None:
     if DATA_PLATE not in frames:
         raise ModelError(
-            f"site '{name}' is a discrete latent sampled outside the plate \"{DATA_PLATE}\", so all rows would share one value: "
+            f"site '{name}' is a discrete latent sampled outside the plate \"{DATA_PLATE}\", so all rows would "
+            f"share one value: "
             f'sample it inside pyro.plate("{DATA_PLATE}", len(data))'
         )
 

@@ -15,16 +15,15 @@ from torch import Tensor
 
 # Functions whose output cells are cells of their first argument, moved or repeated.
 SELECTIONS = frozenset(
-    "__getitem__ expand expand_as broadcast_to broadcast_tensors view view_as reshape unsqueeze squeeze flatten unflatten "
+    "__getitem__ expand expand_as broadcast_to broadcast_tensors view view_as reshape unsqueeze squeeze flatten "
+    "unflatten "
     "permute transpose t swapaxes swapdims movedim moveaxis select index_select narrow gather take repeat tile "
     "repeat_interleave unbind split chunk roll flip".split()
 )
 SAME_CELLS = frozenset("contiguous clone to type_as double float long int detach alias".split())
 # Functions that look at the dtype or the shape of their further arguments, not at their values.
 TEMPLATES = frozenset("type_as expand_as view_as reshape_as to".split())
-CONSTANTS = frozenset(
-    "zeros_like ones_like full_like empty_like rand_like randn_like new_zeros new_ones new_full new_empty new_tensor".split()
-)
+CONSTANTS = frozenset("zeros_like ones_like full_like empty_like new_zeros new_ones new_full new_empty".split())
 TRANSPOSES = (torch.Tensor.T.__get__, torch.Tensor.mT.__get__)  # type: ignore[attr-defined]
 
 
@@ -32,7 +31,7 @@ class Provenance(NamedTuple):
     """Where the values of a tensor come from."""
 
     names: frozenset[str]  # every root the values depend on
-    index: Tensor | None  # like the values: cell numbers in the one root, None when they were computed
+    cells: Tensor | None  # like the values: cell numbers in the one root, None when they were computed
     operation: str | None = None  # the operation that computed them
     normalized: bool = False  # the cells were divided by their own sum over the last dim
 
@@ -48,9 +47,12 @@ class Symbol(torch.Tensor):
         kwargs = kwargs or {}
         with torch._C.DisableTorchFunctionSubclass():
             out = func(*args, **kwargs)
+            name = getattr(func, "__name__", str(func))
+            if _overwrites(name):
+                _overwritten(args[0], args[1:], name)
+                return out if out is None else args[0]
             if not any(isinstance(leaf, Tensor) for leaf in _leaves(out)):
                 return out
-            name = getattr(func, "__name__", str(func))
             if name == "broadcast_tensors":
                 operands = args[0] if len(args) == 1 and isinstance(args[0], list | tuple) else args
                 return type(out)(_expanded(a, o) for a, o in zip(operands, out, strict=True))
@@ -60,12 +62,12 @@ class Symbol(torch.Tensor):
             if not symbols or name in CONSTANTS:
                 return plain(out)
             source = args[0] if args else None
-            if len(symbols) == 1 and source is symbols[0] and source.provenance.index is not None:
+            if len(symbols) == 1 and source is symbols[0] and source.provenance.cells is not None:
                 known = source.provenance
                 if name in SAME_CELLS:
                     return _mark(out, known)
                 if name in SELECTIONS or func in TRANSPOSES:
-                    return _mark_all(out, func(known.index, *args[1:], **kwargs), known)
+                    return _mark_all(out, func(known.cells, *args[1:], **kwargs), known)
             if (normalised := _normalisation(name, args)) is not None:
                 return _mark(out, normalised)
             names = frozenset().union(*(s.provenance.names for s in symbols))
@@ -113,7 +115,7 @@ def _mark(value: Tensor, known: Provenance) -> Symbol:
 
 def _mark_all(out: Any, index: Any, known: Provenance) -> Any:
     if isinstance(out, Tensor):
-        return _mark(out, known._replace(index=index))
+        return _mark(out, known._replace(cells=index))
     return type(out)(_mark_all(o, i, known) for o, i in zip(out, index, strict=True))
 
 
@@ -121,24 +123,38 @@ def _expanded(source: Any, out: Tensor) -> Tensor:
     if not isinstance(source, Symbol):
         return out
     known = source.provenance
-    return _mark(out, known if known.index is None else known._replace(index=known.index.expand(out.shape)))
+    return _mark(out, known if known.cells is None else known._replace(cells=known.cells.expand(out.shape)))
 
 
 def _computed(out: Any, names: frozenset[str], operation: str) -> Any:
     if isinstance(out, Tensor):
         return _mark(out, Provenance(names, None, operation))
-    if isinstance(out, list | tuple):
-        items = [_computed(o, names, operation) for o in out]
-        return type(out)(items) if type(out) in (list, tuple) else out
+    if isinstance(out, list | tuple):  # torch's own named tuples too
+        return type(out)([_computed(o, names, operation) for o in out])
     return out
 
 
+def _overwrites(name: str) -> bool:
+    in_place = name.endswith("_") and not name.endswith("__") and name not in ("requires_grad_", "detach_")
+    return in_place or name in ("__setitem__", "__iadd__", "__isub__", "__imul__", "__itruediv__", "__ipow__")
+
+
+def _overwritten(target: Tensor, others: tuple, operation: str) -> None:
+    """A tensor changed in place is no longer the cells it was, and depends on whatever was written into it."""
+    sources = [leaf for leaf in _leaves((target, others)) if isinstance(leaf, Symbol)]
+    if sources:
+        target.__class__ = Symbol
+        assert isinstance(target, Symbol)
+        target.provenance = Provenance(frozenset().union(*(s.provenance.names for s in sources)), None, operation)
+        target.total_of = None
+
+
 def _normalisation(name: str, args: tuple) -> Provenance | None:
-    """Provenance of ``x / x.sum(-1, keepdim=True)`` and ``x - x.logsumexp(-1, keepdim=True)``: the cells of x, normalised."""
+    """Provenance of ``x / x.sum(-1, keepdim=True)`` and of ``x - x.logsumexp(-1, keepdim=True)``: x, normalised."""
     if name not in ("div", "true_divide", "__truediv__", "sub", "__sub__", "subtract") or len(args) != 2:
         return None
     whole, total = args
-    if isinstance(total, Symbol) and total.total_of is not None and total.total_of is whole:
+    if isinstance(total, Symbol) and isinstance(whole, Symbol) and total.total_of is whole:
         return whole.provenance._replace(normalized=True)
     return None
 

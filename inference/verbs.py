@@ -94,15 +94,23 @@ def summary(fit: Any) -> str:
         "",
     ]
     for key, value in fit.params.items():
-        lines += [f"  {key} {tuple(value.shape)}", *("    " + line for line in _table(value))]
+        lines += [f"  {key} {tuple(value.shape)}", *("    " + line for line in _table(value, fit.schema.columns))]
     if len(fit.mode_map.bounds) > 1:
         lines += ["", "  where the starts ended:", *("    " + line for line in str(fit.mode_map).splitlines())]
     return "\n".join(lines)
 
 
-def _table(value: Tensor) -> list[str]:
+def _table(value: Tensor, columns: tuple[str, ...] | None) -> list[str]:
     if value.dim() == 0:
         return [f"{value.item():.4f}"]
-    rows = value.reshape(-1, value.shape[-1]) if value.dim() > 1 else value.unsqueeze(0)
-    shown = [" ".join(f"{v:9.4f}" for v in row[:12].tolist()) + (" ..." if len(row) > 12 else "") for row in rows[:24]]
+    rows = value.reshape(-1, value.shape[-1])
+    block = value.shape[-2] if value.dim() > 2 else len(rows)
+    shown = [
+        ("\n    " if n and n % block == 0 else "")
+        + " ".join(f"{v:9.4f}" for v in row[:12].tolist())
+        + (" ..." if len(row) > 12 else "")
+        for n, row in enumerate(rows[:24])
+    ]
+    if columns and value.dim() > 1 and value.shape[-1] == len(columns):
+        shown.insert(0, " ".join(f"{name[:9]:>9}" for name in columns[:12]))
     return shown + ([f"... {len(rows) - 24} more rows"] if len(rows) > 24 else [])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from collections.abc import Callable
 from typing import Any
 
 from ..inference.errors import OptionError
@@ -15,14 +16,15 @@ def flag(name: str) -> str:
 
 def value(name: str, text: str, default: Any) -> Any:
     """One value, of the type of the default."""
-    kinds = {
+    kinds: dict[type, tuple[str, Callable[[str], Any]]] = {
         bool: ("true or false", {"true": True, "false": False}.__getitem__),
         int: ("a whole number", int),
         float: ("a number", float),
         str: ("text", str),
     }
     required = default == "required"  # of any type
-    expected, read = ("a Python literal", ast.literal_eval) if required else kinds.get(type(default), kinds[str])
+    literal: tuple[str, Callable[[str], Any]] = ("a Python literal", ast.literal_eval)
+    expected, read = literal if required else kinds.get(type(default), kinds[str])
     try:
         return read(text)
     except (ValueError, KeyError, SyntaxError) as error:

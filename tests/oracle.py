@@ -159,7 +159,8 @@ def cell_log_prob(fn: Any, value: Tensor) -> Tensor:
         return _normal_blocks(fn, value)
     missing = value.isnan()
     log_prob = fn.log_prob(torch.where(missing, value[~missing].flatten()[0], value))
-    return torch.where(missing.flatten(missing.dim() - fn.event_dim).any(-1) if fn.event_dim else missing, 0.0, log_prob)
+    unseen = missing.flatten(missing.dim() - fn.event_dim).any(-1) if fn.event_dim else missing
+    return torch.where(unseen, 0.0, log_prob)
 
 
 def _normal_blocks(fn: Any, value: Tensor) -> Tensor:

@@ -206,7 +206,7 @@ def test_a_name_that_is_taken():
     def gaussian_mixture():
         """Another."""
 
-    with pytest.raises(RegistryError, match="taken by latentzoo.models.mixtures.gaussian"):
+    with pytest.raises(RegistryError, match=r"taken by latentzoo.models.mixtures.gaussian"):
         register(family="mixtures", summary="", data="")(gaussian_mixture)
 
 

@@ -1,8 +1,8 @@
 # %% [markdown]
 # # 3. Declare your own model
 #
-# A model of latentzoo is a plain Pyro function that tells how the data came about. Nothing about inference stands in it. You write
-# the story as a book prints it; the engine reads it and does the E-step and the M-step.
+# A model of latentzoo is a plain Pyro function that tells how the data came about. Nothing about inference stands in
+# it. You write the story as a book prints it; the engine reads it and does the E-step and the M-step.
 #
 # The rules of the contract are few:
 #
@@ -12,10 +12,12 @@
 #   `infer={"enumerate": "parallel"}`, so that its values are summed over.
 # - What was measured is a `pyro.sample` with `obs=`.
 #
-# `Pair(model)` makes it ready for `zoo.fit`. A model of your own, never registered, has every right that a model of the zoo has.
+# `Pair(model)` makes it ready for `zoo.fit`. A model of your own, never registered, has every right that a model of
+# the zoo has.
 #
-# We write two. The first is the example with which Dempster, Laird and Rubin introduced EM in 1977, and we meet their published
-# numbers. The second is a mixture of waiting times, with missing cells; in the end it becomes an entry of the zoo.
+# We write two. The first is the example with which Dempster, Laird and Rubin introduced EM in 1977, and we meet their
+# published numbers. The second is a mixture of waiting times, with missing cells; in the end it becomes an entry of
+# the zoo.
 
 # %%
 import tempfile
@@ -43,19 +45,25 @@ def save(figure, name):
     return figure
 
 
+def note(panel, text, at, offset, **style):
+    """Write beside a point of a picture, so many printer's points away."""
+    panel.annotate(text, at, offset, textcoords="offset points", **style)
+
+
 # %% [markdown]
 # ## Genetic linkage
 #
-# 197 animals fall into four categories, with counts 125, 18, 20 and 34. By the laws of heredity the categories have probabilities
+# 197 animals fall into four categories, with counts 125, 18, 20 and 34. By the laws of heredity the categories have
+# probabilities
 #
 # $$\Big(\tfrac12 + \tfrac{\pi}{4},\; \tfrac{1-\pi}{4},\; \tfrac{1-\pi}{4},\; \tfrac{\pi}{4}\Big),$$
 #
-# and $\pi$, which measures the linkage of two genes, is unknown. The trouble is the sum in the first place. If we could split the
-# first category in two, of probabilities $\tfrac12$ and $\tfrac{\pi}{4}$, then $\pi$ would be a simple proportion. So the split is
-# the latent variable (Dempster, Laird and Rubin 1977, section 1).
+# and $\pi$, which measures the linkage of two genes, is unknown. The trouble is the sum in the first place. If we
+# could split the first category in two, of probabilities $\tfrac12$ and $\tfrac{\pi}{4}$, then $\pi$ would be a
+# simple proportion. So the split is the latent variable (Dempster, Laird and Rubin 1977, section 1).
 #
-# By hand: the E-step splits the 125 animals in proportion to $\tfrac12$ and $\tfrac\pi4$. The M-step takes the share of those that
-# speak for $\pi$.
+# By hand: the E-step splits the 125 animals in proportion to $\tfrac12$ and $\tfrac\pi4$. The M-step takes the share
+# of those that speak for $\pi$.
 
 # %%
 counts = np.array([125, 18, 20, 34])
@@ -72,8 +80,8 @@ for number, (value, printed) in enumerate(zip(by_hand[1:], published, strict=Tru
 assert np.allclose(by_hand[1:], published, rtol=0, atol=1e-9)
 
 # %% [markdown]
-# Now the model. Each animal belongs to one of *five* categories, of which the first two look alike. One row of data is one
-# category, and `weights` says how many animals it stands for.
+# Now the model. Each animal belongs to one of *five* categories, of which the first two look alike. One row of data
+# is one category, and `weights` says how many animals it stands for.
 
 # %%
 looks_like = torch.tensor([0, 0, 1, 2, 3])  # the category that we see, for each of the five
@@ -96,7 +104,8 @@ share = fit.latents()["z"][0]  # where an animal of the first category belongs
 print(f"\npi {fit.params['pi']:.7f}, exact {maximum:.7f}")
 print(f"of the 125, {125 * share[0]:.2f} belong to the half without pi, and {125 * share[1]:.2f} to the other")
 
-assert fit.converged and np.isclose(fit.params["pi"], maximum, rtol=0, atol=1e-5)
+assert fit.converged
+assert np.isclose(fit.params["pi"], maximum, rtol=0, atol=1e-5)
 assert np.isclose(share[1], (maximum / 4) / (1 / 2 + maximum / 4), atol=1e-5)
 probabilities = np.array([1 / 2 + maximum / 4, (1 - maximum) / 4, (1 - maximum) / 4, maximum / 4])
 assert np.isclose(fit.log_likelihood, (counts * np.log(probabilities)).sum(), atol=1e-6)
@@ -104,16 +113,18 @@ assert np.isclose(fit.log_likelihood, (counts * np.log(probabilities)).sum(), at
 # %% [markdown]
 # ## Closed forms
 #
-# Here $\pi$ reaches the distribution through arithmetic, `(1 - pi) / 4`. The engine does not solve equations, so its M-step climbs
-# the bound by gradient steps. That is a *generalised* EM, and it never lowers the likelihood either. Where a parameter **is** an
-# argument of a distribution, or is gathered from one by an index as in `rate[z]`, the M-step is a closed form: faster, and exact.
+# Here $\pi$ reaches the distribution through arithmetic, `(1 - pi) / 4`. The engine does not solve equations, so its
+# M-step climbs the bound by gradient steps. That is a *generalised* EM, and it never lowers the likelihood either.
+# Where a parameter **is** an argument of a distribution, or is gathered from one by an index as in `rate[z]`, the
+# M-step is a closed form: faster, and exact.
 #
-# The story can be told in that way. A first coin, fair, says whether the animal is in the half where $\pi$ plays no part. If not,
-# a second coin with chance $\pi$ is thrown. If it shows 1, the animal falls in the first or the last category; if 0, in the second
-# or the third.
+# The story can be told in that way. A first coin, fair, says whether the animal is in the half where $\pi$ plays no
+# part. If not, a second coin with chance $\pi$ is thrown. If it shows 1, the animal falls in the first or the last
+# category; if 0, in the second or the third.
 #
-# Enumeration throws the second coin for every animal, also where nobody looks. So `pi` has two places: `pi[1]` is the paper's, and
-# `pi[0]` belongs to the coin that nobody looks at. Nothing is learned of `pi[0]`. It stays where it started.
+# Enumeration throws the second coin for every animal, also where nobody looks. So `pi` has two places: `pi[1]` is the
+# paper's, and `pi[0]` belongs to the coin that nobody looks at. Nothing is learned of `pi[0]`. It stays where it
+# started.
 
 # %%
 falls = torch.tensor(  # falls[first, second]: chances of the four categories
@@ -143,8 +154,8 @@ assert np.allclose(iterates[1:], published, rtol=0, atol=1e-9)
 assert np.isclose(fit.params["pi"][0], 0.5, rtol=0, atol=1e-9)
 
 # %% [markdown]
-# The paper also computes how fast this converges. The error shrinks by 0.1328 at each iteration, the fraction of missing
-# information (see `02_expectation_maximization.py`).
+# The paper also computes how fast this converges. The error shrinks by 0.1328 at each iteration, the fraction of
+# missing information (see `02_expectation_maximization.py`).
 
 # %%
 grid = np.linspace(0.35, 0.85, 300)
@@ -168,8 +179,8 @@ left.plot(grid, log_likelihood(grid), color="black", linewidth=2)
 left.plot(iterates[:4], log_likelihood(iterates[:4]), "o", color=ORANGE)
 for number in range(2):
     spot = (iterates[number], log_likelihood(iterates[number]))
-    left.annotate(f"iterate {number}", spot, (-10, 5), textcoords="offset points", color=ORANGE, ha="right")
-left.annotate("2, 3, ...", (maximum, log_likelihood(maximum)), (4, 6), textcoords="offset points", color=ORANGE)
+    note(left, f"iterate {number}", spot, (-10, 5), color=ORANGE, ha="right")
+note(left, "2, 3, ...", (maximum, log_likelihood(maximum)), (4, 6), color=ORANGE)
 left.set(xlabel=r"$\pi$", ylabel=r"$\log p(x \mid \pi)$", title="The likelihood, and the iterates", ylim=(-216, -204.5))
 right.semilogy(errors, "o-", color=ORANGE)
 right.set(xlabel="iteration", ylabel=r"$|\pi_t - \hat\pi|$", title="The error, by a steady factor of 0.1328")
@@ -178,13 +189,14 @@ save(figure, "03_linkage")
 # %% [markdown]
 # ## A mixture of waiting times
 #
-# 400 customers call a help desk in the morning, at noon and in the evening. Each customer is served by one of two offices, and it
-# was not noted by which. Waiting times are exponential, with a rate that depends on the office and on the time of day:
+# 400 customers call a help desk in the morning, at noon and in the evening. Each customer is served by one of two
+# offices, and it was not noted by which. Waiting times are exponential, with a rate that depends on the office and on
+# the time of day:
 #
 # $$z_n \sim \mathrm{Categorical}(\pi), \qquad x_{nd} \mid z_n = k \sim \mathrm{Exponential}(\lambda_{kd}).$$
 #
-# The data are simulated here, so that we know the answer. A fifth of the calls was never made. Those cells are missing: NaN, in a
-# DataFrame as in a tensor.
+# The data are simulated here, so that we know the answer. A fifth of the calls was never made. Those cells are
+# missing: NaN, in a DataFrame as in a tensor.
 
 # %%
 random = np.random.default_rng(7)
@@ -199,15 +211,17 @@ calls = pd.DataFrame(minutes, columns=["morning", "noon", "evening"])
 print(calls.head().round(2).to_string())
 
 # %% [markdown]
-# The model is the formula, line by line. Sizes that follow from the data are read from the data. The start of `rate` is a function,
-# called when it is needed: one office quicker than average, one slower. (If both offices started alike, their posteriors would be
-# alike, and EM could never tell them apart.)
+# The model is the formula, line by line. Sizes that follow from the data are read from the data. The start of `rate`
+# is a function, called when it is needed: one office quicker than average, one slower. (If both offices started
+# alike, their posteriors would be alike, and EM could never tell them apart.)
 
 
 # %%
 def waiting_times(x):
     weights = pyro.param("weights", torch.ones(2) / 2, constraint=constraints.simplex)
-    rate = pyro.param("rate", lambda: torch.tensor([[0.5], [2.0]]) / x.nanmean(0), constraint=constraints.positive)  # (K, D)
+    rate = pyro.param(
+        "rate", lambda: torch.tensor([[0.5], [2.0]]) / x.nanmean(0), constraint=constraints.positive
+    )  # (K, D)
     with pyro.plate("data", len(x)):
         z = pyro.sample("z", dist.Categorical(weights), infer={"enumerate": "parallel"})
         pyro.sample("x", dist.Exponential(rate[z]).to_event(1), obs=x)
@@ -217,8 +231,8 @@ fit = zoo.fit(Pair(waiting_times), calls, seed=0)  # inference="auto" picks EM, 
 print(fit.summary())
 
 # %% [markdown]
-# The estimates are near the truth: a rate estimated from $m$ waiting times has a relative standard error of about $1/\sqrt{m}$, and
-# more where it is unsure who belongs where.
+# The estimates are near the truth: a rate estimated from $m$ waiting times has a relative standard error of about
+# $1/\sqrt{m}$, and more where it is unsure who belongs where.
 
 # %%
 means = 1 / fit.params["rate"].numpy()
@@ -253,7 +267,8 @@ for row in range(3):
     print(f"waits {waits:12s}  slow office: {beliefs[row, slow]:.3f}   log p(x) = {fit.score(new)[row]:.3f}")
 print(filled.round(2).to_string())
 
-assert beliefs[0, slow] > 0.99 and beliefs[1, quick] > 0.95
+assert beliefs[0, slow] > 0.99
+assert beliefs[1, quick] > 0.95
 rate = fit.params["rate"].numpy()
 expected = (beliefs[2] / rate[:, 2]).sum()  # the mean of each office, weighed by the posterior
 assert np.isclose(filled.loc[2, "evening"], expected)
@@ -270,13 +285,22 @@ figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4))
 belief = fit.latents()["z"][:, int(slow)].numpy()
 average = calls.mean(axis=1).to_numpy()
 for truth, color, label in [(0, ORANGE, "really the slow office"), (1, BLUE, "really the quick office")]:
-    left.semilogx(average[office == truth], belief[office == truth], "o", color=color, markersize=4, alpha=0.5, label=label)
-left.set(xlabel="mean wait of a customer (minutes)", ylabel="posterior of the slow office", title="Who was served by whom", xlim=(0.05, 60))
+    left.semilogx(
+        average[office == truth], belief[office == truth], "o", color=color, markersize=4, alpha=0.5, label=label
+    )
+left.set(
+    xlabel="mean wait of a customer (minutes)",
+    ylabel="posterior of the slow office",
+    title="Who was served by whom",
+    xlim=(0.05, 60),
+)
 left.legend(loc="upper left", fontsize=9)
 again = fit.generate(20_000, seed=2)
 bins = np.linspace(0, 40, 41)
 right.hist(calls["evening"].dropna(), bins=bins, density=True, color="#CCCCCC", label="observed")
-right.hist(again["evening"], bins=bins, density=True, histtype="step", color=GREEN, linewidth=1.8, label="generated by the fit")
+right.hist(
+    again["evening"], bins=bins, density=True, histtype="step", color=GREEN, linewidth=1.8, label="generated by the fit"
+)
 right.set(xlabel="wait in the evening (minutes)", ylabel="density", title="Does the fit generate such data?")
 right.legend(frameon=False)
 save(figure, "03_waiting_times")
@@ -288,8 +312,8 @@ assert right_office > 0.85
 # %% [markdown]
 # ## Errors are there to be read
 #
-# A model can be wrong in ways that Python does not see. The engine reads it before the first iteration, and says in one line what
-# it met, where, and the way out. Three that everybody meets:
+# A model can be wrong in ways that Python does not see. The engine reads it before the first iteration, and says in
+# one line what it met, where, and the way out. Three that everybody meets:
 
 # %%
 
@@ -320,14 +344,17 @@ negative.loc[5, "noon"] = -3.0
 complaints = [message(forgot_the_mark, calls), message(forgot_the_plate, calls), message(waiting_times, negative)]
 print(*complaints, sep="\n\n")
 
-assert "'z'" in complaints[0] and 'infer={"enumerate": "parallel"}' in complaints[0]
+assert "'z'" in complaints[0]
+assert 'infer={"enumerate": "parallel"}' in complaints[0]
 assert 'pyro.plate("data", len(data))' in complaints[1]
-assert "row 5" in complaints[2] and "-3" in complaints[2]
+assert "row 5" in complaints[2]
+assert "-3" in complaints[2]
 
 # %% [markdown]
 # ## Tests
 #
-# Whoever writes a model should test it against something that knows nothing of the engine. Four tests find most mistakes.
+# Whoever writes a model should test it against something that knows nothing of the engine. Four tests find most
+# mistakes.
 #
 # 1. **Brute force.** Sum over the values of the latent in plain NumPy, and compare the score of each row.
 # 2. **The bound never falls**, at any iteration, from any of many starts.
@@ -348,8 +375,8 @@ def test_score_is_brute_force(fit):
     assert np.allclose(fit.score(x), brute_force(fit, x), rtol=0, atol=1e-10)
 
 
-def test_bound_never_falls(pair, num_starts=5):
-    for number in range(num_starts):
+def test_bound_never_falls(pair):
+    for number in range(5):
         start = {"rate": torch.from_numpy(np.random.default_rng(number).gamma(1.0, 1.0, (2, 3)))}
         history = zoo.fit(pair, calls, start=start, seed=number).history.numpy()
         assert np.all(np.diff(history) >= -1e-9 * (1 + np.abs(history[1:])))
@@ -376,8 +403,8 @@ print("four tests passed")
 # %% [markdown]
 # ## An entry of the zoo
 #
-# A model that others should find by name becomes an entry. An entry is a **factory**: hyper-parameters in, `Pair` out. Its docstring
-# is the page that people read, and `@register` adds the facts of its card. Three things change:
+# A model that others should find by name becomes an entry. An entry is a **factory**: hyper-parameters in, `Pair`
+# out. Its docstring is the page that people read, and `@register` adds the facts of its card. Three things change:
 #
 # - the number of offices is a hyper-parameter;
 # - `initialize(data, generator)` draws a start for each restart, with the generator that it is given;
@@ -440,8 +467,8 @@ assert table["parameters"][0] == 7  # BIC finds two offices: one weight, six rat
 # %% [markdown]
 # ## Save and load
 #
-# `fit.save` writes a folder of plain tensors and JSON, without pickle. The data are not in it. `zoo.load` builds the pair from the
-# registry; for a pair that was never registered, hand it over: `zoo.load(folder, pair=...)`.
+# `fit.save` writes a folder of plain tensors and JSON, without pickle. The data are not in it. `zoo.load` builds the
+# pair from the registry; for a pair that was never registered, hand it over: `zoo.load(folder, pair=...)`.
 
 # %%
 with tempfile.TemporaryDirectory() as folder:
@@ -458,8 +485,8 @@ assert torch.equal(mine.score(calls), fit.score(calls))
 # %% [markdown]
 # ## ArviZ
 #
-# `fit.to_arviz` gives an object that ArviZ opens, with named dimensions. A maximum has no spread, so ask for draws of the
-# parameters: `draws="laplace"` takes the normal approximation at the maximum.
+# `fit.to_arviz` gives an object that ArviZ opens, with named dimensions. A maximum has no spread, so ask for draws of
+# the parameters: `draws="laplace"` takes the normal approximation at the maximum.
 
 # %%
 opened = registered.to_arviz(draws="laplace", num_draws=400)
@@ -475,8 +502,8 @@ assert np.all(spread > 0)
 assert opened["log_likelihood"]["x"].shape == (1, 400, len(calls))  # one per row, its latent summed out
 
 # %% [markdown]
-# The registry lives as long as the Python process, and a name can be taken once. In a package the decorator stands in a module that
-# is imported once. In a notebook, take the entry out before you run the cell again:
+# The registry lives as long as the Python process, and a name can be taken once. In a package the decorator stands in
+# a module that is imported once. In a notebook, take the entry out before you run the cell again:
 
 # %%
 from latentzoo.models.registry import ENTRIES
@@ -485,13 +512,16 @@ del ENTRIES["waiting_time_mixture"]
 assert "waiting_time_mixture" not in zoo.list_models()
 
 # %% [markdown]
-# To give a model to everybody, put the factory in a file of its own under `models/`, in the folder of its family. The tests of the
-# repository run over every entry. Add those that only this model has: the published numbers that it meets.
+# To give a model to everybody, put the factory in a file of its own under `models/`, in the folder of its family. The
+# tests of the repository run over every entry. Add those that only this model has: the published numbers that it
+# meets.
 #
 # ## Exercises
 #
-# 1. Write the zero-inflated Poisson model: $z_n \sim \mathrm{Bernoulli}(\pi)$, $x_n \mid z_n \sim \mathrm{Poisson}(\lambda z_n)$. Fit the
-#    bundled `hasselblad_deaths`. Is it better than `poisson_mixture` with two components, by BIC?
-# 2. Give the rates of the help desk a prior: sample `rate` from a Gamma outside the plate, in place of the `pyro.param`. What does
-#    `fit.history` hold then?
-# 3. In `linkage_of_coins`, let both places of `pi` be one number. The maximum stays. What happens to the speed, and why?
+# 1. Write the zero-inflated Poisson model: $z_n \sim \mathrm{Bernoulli}(\pi)$, $x_n \mid z_n \sim
+#    \mathrm{Poisson}(\lambda z_n)$. Fit the one column of the bundled `hasselblad_deaths`. Is it better than
+#    `poisson_mixture` with two components, by BIC?
+# 2. Give the rates of the help desk a prior: sample `rate` from a Gamma outside the plate, in place of the
+#    `pyro.param`. What does `fit.history` hold then?
+# 3. In `linkage_of_coins`, let both places of `pi` be one number. The maximum stays. What happens to the speed, and
+#    why?

@@ -55,14 +55,10 @@ def latent_class(num_classes: int = 2) -> Pair:
 
     def model(x: Tensor) -> None:
         weights = pyro.param("weights", torch.ones(K) / K, constraint=constraints.simplex)
-        probs = [  # (K, C_j) each
-            pyro.param(
-                f"probs_{j}",
-                lambda j=j: torch.ones(K, num_categories(x[:, j])).softmax(-1),
-                constraint=constraints.simplex,
-            )
-            for j in range(x.shape[1])
-        ]
+        probs = []  # (K, C_j) each
+        for j in range(x.shape[1]):
+            flat = torch.full((K, num_categories(x[:, j])), 1.0).softmax(-1)
+            probs.append(pyro.param(f"probs_{j}", flat, constraint=constraints.simplex))
         with pyro.plate("data", len(x)):
             z = pyro.sample("z", dist.Categorical(weights), infer={"enumerate": "parallel"})
             for j, column in enumerate(probs):

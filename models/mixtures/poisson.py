@@ -22,7 +22,8 @@ from ..registry import register
     data="counts (N,), or a table of counts (N, D), independent given the component; NaN is missing",
     references=("Hasselblad (1969), Journal of the American Statistical Association 64, 1459-1471",),
     checks=(
-        "deaths of women over 80 in The Times, K=2: weight 0.3599, rates 1.2561 and 2.6634, log-likelihood -1989.946 (Hasselblad)",
+        "deaths of women over 80 in The Times, K=2: weight 0.3599, rates 1.2561 and 2.6634, log-likelihood "
+        "-1989.946 (Hasselblad)",
     ),
     example="hasselblad_deaths",
     size="num_components",

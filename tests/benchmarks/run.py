@@ -1,8 +1,8 @@
 """Side-by-side benchmarks: one table of ratios, each job alternating with its peer in this one process.
 
 Equal threads, equal starts, the same float64 answer (checked); medians over several rounds. ``--only WORD`` picks jobs,
-``--rounds N`` sets the rounds. The time of one iteration is the difference between a long and a short run, so that what is
-done once (checks, reading the model, allocation) is in neither.
+``--rounds N`` sets the rounds. The time of one iteration is the difference between a long and a short run, so that
+what is done once (checks, reading the model, allocation) is in neither.
 """
 
 from __future__ import annotations
