@@ -150,7 +150,7 @@ class _Runner:
         lost: list[Outcome] = []
         try:
             for batch in batches:
-                for outcome, sound in self.run(batch, bar):
+                for outcome, sound in self._each(batch, bar):
                     (outcomes if sound else lost).append(outcome)
         finally:
             bar.close()
@@ -161,6 +161,15 @@ class _Runner:
                 lost[0].params,
             )
         return outcomes, len(lost)
+
+    def _each(self, params: Params, bar: Progress) -> list[tuple[Outcome, bool]]:
+        """One batch of restarts; one by one where a singular matrix in one of them stops them all."""
+        lead = max((len(value) for value in params.values()), default=1)
+        try:
+            return list(self.run(params, bar))
+        except torch.linalg.LinAlgError:
+            alone = [{name: value[r : r + 1] for name, value in params.items()} for r in range(lead)]
+            return [found for one in alone for found in self.run(one, bar)]
 
     def run(self, params: Params, bar: Progress) -> Iterable[tuple[Outcome, bool]]:
         """One batch of restarts; each leaves the batch when it has converged. Yields outcomes in the order of the
@@ -203,7 +212,9 @@ class _Runner:
         try:
             expected = expectations(self.program, params, self.weights)
         except torch.linalg.LinAlgError:
-            return [float("nan")] * len(next(iter(params.values()))), None
+            if len(next(iter(params.values()))) > 1:
+                raise
+            return [float("nan")], None
         with torch.no_grad():
             return (expected.log_prob + log_prior(self.program, params)).tolist(), expected
 
@@ -211,6 +222,8 @@ class _Runner:
         try:
             return m_step(self.program, self.plan, params, expected, self.m_steps)
         except torch.linalg.LinAlgError:
+            if len(next(iter(params.values()))) > 1:
+                raise
             return {name: torch.full_like(value, float("nan")) for name, value in params.items()}
 
 

@@ -90,14 +90,17 @@ def provenance(value: Any) -> Provenance | None:
 
 def symbols_of(fn: Any) -> frozenset[str]:
     """Every param that a distribution's arguments depend on."""
-    found: frozenset[str] = frozenset()
-    for value in _leaves(dict(vars(fn))):
-        known = provenance(value)
-        if known is not None:
-            found |= known.names
-        elif isinstance(value, torch.distributions.Distribution | torch.distributions.Transform):
-            found |= symbols_of(value)
-    return found
+    found: set[str] = set()
+    seen, todo = set(), [fn]
+    while todo:
+        owner = todo.pop()
+        seen.add(id(owner))  # a transform and its inverse hold each other
+        for value in _leaves(dict(vars(owner))):
+            if isinstance(value, Symbol):
+                found |= value.provenance.names
+            elif isinstance(value, torch.distributions.Distribution | torch.distributions.Transform):
+                todo += [value] if id(value) not in seen else []
+    return frozenset(found)
 
 
 def plain(value: Tensor) -> Tensor:

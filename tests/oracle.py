@@ -69,7 +69,7 @@ def joint(model: Any, data: Any, params: Values) -> Joint:
             rows.append(sum(part for part in parts if part.dim()))
             log_prior = sum((part for part in parts if not part.dim()), torch.zeros(()))
             configurations.append(dict(zip(tables, chosen, strict=True)))
-        return Joint(configurations, torch.stack([row.detach() for row in rows]), log_prior.detach())
+        return Joint(configurations, torch.stack(rows), log_prior)
 
 
 def marginals(found: Joint, sizes: Mapping[str, int]) -> dict[str, Tensor]:
@@ -86,6 +86,16 @@ def bound(model: Any, data: Any, params: Values, weights: Tensor | None = None) 
     found = joint(model, data, params)
     rows = found.log_evidence
     return ((rows if weights is None else rows * weights).sum() + found.log_prior).item()
+
+
+def expected_complete(q: Tensor, found: Joint) -> Tensor:
+    """E_q[log p(x, z)] plus the log density of priors, of probabilities q (C, N) of the configurations."""
+    return torch.where(q > 0, q * found.log_joint, 0.0).sum() + found.log_prior
+
+
+def entropy(q: Tensor) -> Tensor:
+    """H(q) of probabilities q (C, N), summed over rows."""
+    return -torch.special.xlogy(q, q).sum()
 
 
 def random_values(model: Any, data: Any, seed: int, spread: float = 0.7) -> dict[str, Tensor]:

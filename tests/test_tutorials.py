@@ -84,4 +84,6 @@ def test_tutorial_reads_as_a_notebook(path: Path) -> None:
             assert body.count("$") % 2 == 0, f"a formula is not closed: {lines}"
         else:
             compile(body, path.name, "exec")  # each cell is whole by itself
+            shown = [number for number, line in enumerate(lines) if re.match(r"save\(", line)]
+            assert shown in ([], [len(lines) - 1]), "a notebook shows what the last line of a cell returns"
     assert sum("assert " in body for is_text, body in found if not is_text) >= 5

@@ -332,6 +332,7 @@ bottom.set_xticks([0, 6, 12], ["nearly sure\nof sunshine", "the posterior:\nKL =
 bottom.legend(frameon=True, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
 save(figure, "01_elbo_plus_kl")
 
+# %%
 assert np.allclose(bounds + gaps, log_evidence)
 assert bounds.argmax() == 6
 assert gaps[6] < 1e-15
@@ -368,6 +369,7 @@ panel.axis("off")
 figure.colorbar(filled, ax=panel, shrink=0.75, format="%.2f")
 save(figure, "01_every_q")
 
+# %%
 top_of_grid = grid[height.argmax()]
 print(f"highest of {len(grid)} grid points: q = {top_of_grid.round(3)}, posterior = {posterior.round(3)}")
 assert np.abs(top_of_grid - posterior).max() < 1 / 120

@@ -305,6 +305,7 @@ right.set(xlabel="wait in the evening (minutes)", ylabel="density", title="Does 
 right.legend(frameon=False)
 save(figure, "03_waiting_times")
 
+# %%
 right_office = np.mean((belief > 0.5) == (office == 0))
 print(f"the likelier office is the right one for {right_office:.0%} of the customers")
 assert right_office > 0.85
@@ -459,8 +460,9 @@ print(registered)
 assert np.isclose(registered.log_likelihood, fit.log_likelihood, atol=1e-6)  # the same model, the same maximum
 test_score_is_brute_force(registered)
 
-sizes = [zoo.fit("waiting_time_mixture", calls, num_components=k, restarts=4, seed=0) for k in (1, 2, 3)]
-table = zoo.compare(sizes, by="bic")
+table = zoo.compare(  # BIC moves by whole units, so a loose tolerance will do
+    [zoo.fit("waiting_time_mixture", calls, num_components=k, restarts=3, tol=1e-6) for k in (1, 2, 3)], by="bic"
+)
 print(table[["log_likelihood", "parameters", "bic"]].round(2).to_string())
 assert table["parameters"][0] == 7  # BIC finds two offices: one weight, six rates
 
