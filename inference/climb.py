@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,6 +14,9 @@ from .estep import Expectations
 from .program import Program
 from .sites import Params
 from .symbols import symbols_of
+
+NEWTON_PARAMS = 16  # each Newton step costs a gradient per free number
+NEWTON_STEPS = 3
 
 
 def expected_complete(program: Program, params: Params, expected: Expectations) -> Tensor:
@@ -50,39 +54,75 @@ def log_prior(program: Program, params: Params, trace: Any = None) -> Tensor:
 
 
 def climb(program: Program, names: tuple[str, ...], params: Params, expected: Expectations, steps: int) -> Params:
-    """Raise the expected complete log density in the params `names` by at most `steps` L-BFGS iterations."""
+    """Raise the expected complete log density in the params `names`: L-BFGS, then Newton steps where they are few."""
     transforms = {name: transform_to(program.structure.params[name].constraint) for name in names}
-    start = expected_complete(program, params, expected).detach()
     free = {name: transforms[name].inv(params[name]).detach().clone().requires_grad_() for name in names}
-    scale = expected.log_prob.abs().max().clamp_min(1.0)
+
+    def at(values: Params) -> Params:
+        return {**params, **{name: transforms[name](value) for name, value in values.items()}}
+
+    def objective(values: Params) -> Tensor:
+        return expected_complete(program, at(values), expected)
+
+    with torch.enable_grad():
+        _lbfgs(free, objective, steps)
+        reached = {name: value.detach() for name, value in free.items()}
+        if sum(value.numel() for value in reached.values()) <= NEWTON_PARAMS:
+            reached = _newton(reached, objective)
+    start = expected_complete(program, params, expected).detach()
+    gain = objective(reached).detach() - start
+    # what is lost to rounding is no loss
+    return at(reached) if torch.isfinite(gain) and gain >= -1e-14 * start.abs() else params
+
+
+def _lbfgs(free: Params, objective: Callable[[Params], Tensor], steps: int) -> None:
     optimizer = torch.optim.LBFGS(
         list(free.values()),
         max_iter=steps,
-        tolerance_grad=1e-13,
+        tolerance_grad=1e-12,
         tolerance_change=1e-15,
         history_size=20,
         line_search_fn="strong_wolfe",
     )
 
-    def current() -> Params:
-        return {**params, **{name: transforms[name](value) for name, value in free.items()}}
-
     def loss() -> Tensor:
         optimizer.zero_grad()
-        value = -expected_complete(program, current(), expected) / scale
+        value = -objective(free)
         if value.requires_grad:
             value.backward()
         unreached = [name for name, one in free.items() if one.grad is None]
         if unreached:
             raise ModelError(
-                f"em: no gradient reaches param '{unreached[0]}': no site uses it, or only after an operation "
-                f"that has no "
-                f"gradient (detach, rounding to integers); use it in a site, or make it a fixed number"
+                f"em: no gradient reaches param '{unreached[0]}': no site uses it, or only after an operation that has "
+                f"no gradient (detach, rounding to integers); use it in a site, or make it a fixed number"
             )
         return value
 
-    with torch.enable_grad():
-        optimizer.step(loss)
-    reached = {name: value.detach() for name, value in current().items()}
-    gain = expected_complete(program, reached, expected).detach() - start
-    return reached if torch.isfinite(gain) and gain >= 0 else params
+    optimizer.step(loss)
+
+
+def _newton(reached: Params, objective: Callable[[Params], Tensor]) -> Params:
+    """Newton steps while they shrink the gradient: torch's L-BFGS learns no curvature from steps below about 1e-6."""
+    sizes = [value.numel() for value in reached.values()]
+    flat = torch.cat([value.flatten() for value in reached.values()])
+
+    def unpack(vector: Tensor) -> Params:
+        parts = vector.split(sizes)
+        return {name: part.reshape(reached[name].shape) for name, part in zip(reached, parts, strict=True)}
+
+    def gradient(vector: Tensor) -> Tensor:
+        vector = vector.clone().requires_grad_()
+        return torch.autograd.grad(objective(unpack(vector)), vector)[0]
+
+    slope = gradient(flat)
+    for _ in range(NEWTON_STEPS):
+        hessian = torch.autograd.functional.hessian(lambda vector: objective(unpack(vector)), flat)
+        step, failed = torch.linalg.solve_ex(hessian, slope)
+        there = flat - step
+        if failed or not torch.isfinite(there).all():
+            break
+        new = gradient(there)
+        if not new.norm() < slope.norm():
+            break
+        flat, slope = there, new
+    return unpack(flat.detach())

@@ -30,7 +30,9 @@ class HalfStep(NamedTuple):
     kl: float
 
 
-def half_steps(fit: Any, dataset: Dataset, num_iters: int, floor: float = 1e-6, steps: int = 20) -> list[HalfStep]:
+def half_steps(
+    fit: Any, dataset: Dataset, num_iters: int, weights: Any = None, floor: float = 1e-6, steps: int = 20
+) -> list[HalfStep]:
     """Run EM again from a fit's start and note the decomposition at every half-step.
 
     q is the posterior of the last E-step; before the first it is the posterior under the start, so the first bar has
@@ -40,19 +42,19 @@ def half_steps(fit: Any, dataset: Dataset, num_iters: int, floor: float = 1e-6, 
         structure = read(fit.pair.model, dataset.values)
         program = compile_program(fit.pair.model, dataset.values, structure)
         plan = make_plan(program, floor)
-        weights = row_weights(fit.weights, program.num_rows, "cpu")
+        share = row_weights(weights, program.num_rows, "cpu")
         params = {name: value.unsqueeze(0) for name, value in fit.start.items()}
         out = []
-        q = expectations(program, params, weights)
+        q = expectations(program, params, share)
         old = params
         for iteration in range(num_iters):
-            out.append(HalfStep(iteration, "before E", *decomposition(program, q, old, params, weights)))
-            q, old = expectations(program, params, weights), params
-            now = decomposition(program, q, old, params, weights)
+            out.append(HalfStep(iteration, "before E", *decomposition(program, q, old, params, share)))
+            q, old = expectations(program, params, share), params
+            now = decomposition(program, q, old, params, share)
             out += [HalfStep(iteration, "after E", *now), HalfStep(iteration, "before M", *now)]
             with torch.no_grad():
                 params = m_step(program, plan, params, q, steps)
-            out.append(HalfStep(iteration, "after M", *decomposition(program, q, old, params, weights)))
+            out.append(HalfStep(iteration, "after M", *decomposition(program, q, old, params, share)))
         return out
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from itertools import pairwise
@@ -48,28 +49,42 @@ class _Sums:
         return self
 
 
-def expectations(program: Program, params: Params, weights: Tensor | None = None) -> Expectations:
-    """Posterior expectations under `params`, each row weighted by `weights` (N,)."""
+def expectations(
+    program: Program, params: Params, weights: Tensor | None = None, workers: int | None = None
+) -> Expectations:
+    """Posterior expectations under `params`, each row weighted by `weights` (N,); on `workers` threads (torch's)."""
+    workers = workers or torch.get_num_threads()
     with torch.no_grad():
         ready = program.prepare(params)
         rows = list(chunks(program.num_rows, program.chunk_size(params)))
-        # chunks are too small for torch's own threads, so each worker takes a run of them on one thread
-        alone = program.scored or ready.patterns or len(rows) < 4 or program.on_gpu
-        workers = 1 if alone else torch.get_num_threads()
-        if workers == 1:
+        alone = program.scored or ready.patterns or len(rows) < 4 or program.on_gpu or workers == 1
+        if alone:
             sums = _pass(program, ready, rows, weights)
         else:
+            # chunks are too small for torch's own threads, so each worker takes a run of them on one thread
             bounds = [len(rows) * w // workers for w in range(workers + 1)]
             parts = [rows[a:b] for a, b in pairwise(bounds)]
-            torch.set_num_threads(1)
-            try:
+            with one_thread():
                 done = list(_pool(workers).map(lambda part: _quietly(program, ready, part, weights), parts))
-            finally:
-                torch.set_num_threads(workers)
             sums = _Sums()
             for part in done:  # in order, so that the same machine gives the same bits
                 sums.add(part)
         return _finish(program, ready, sums)
+
+
+@contextmanager
+def one_thread(when: bool = True) -> Iterator[int]:
+    """Keep torch from splitting small operations, which costs far more than it gains on a busy machine.
+
+    Yields the number of threads there were.
+    """
+    before = torch.get_num_threads()
+    if when:
+        torch.set_num_threads(1)
+    try:
+        yield before
+    finally:
+        torch.set_num_threads(before)
 
 
 @cache

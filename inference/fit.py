@@ -14,7 +14,7 @@ from pyro.distributions import constraints
 from torch import Tensor
 
 from . import draws, generate, groups, saving, verbs
-from .data import DataError, Dataset, Schema, adapt
+from .data import DataError, Dataset, Schema, adapt, map_tensors
 from .decompose import HalfStep, half_steps
 from .estep import expectations
 from .modes import ModeMap, Outcome
@@ -149,7 +149,7 @@ class Fit:
 
     def half_steps(self, num_iters: int = 8, data: Any = None) -> list[HalfStep]:
         """log p(x) = ELBO + KL as numbers around each E-step and M-step, from this fit's own start."""
-        return half_steps(self, self.adapted(data), num_iters)
+        return half_steps(self, self.adapted(data), num_iters, self.weights if data is None else None)
 
     def plot(self, kind: str | None = None, data: Any = None) -> Any:
         """A matplotlib Figure: the family's picture, or one of `plots.KINDS` by name."""
@@ -174,15 +174,20 @@ class Fit:
     def adapted(self, data: Any) -> Dataset:
         """Data as this fit's model takes them, with the columns and labels of training."""
         if data is not None:
-            return adapt(data, self.schema)
+            return on_cpu(adapt(data, self.schema))
         if self.data is None:
             raise DataError("this fit was loaded from a folder, which holds no data: pass the data")
-        return self.data
+        return on_cpu(self.data)
 
     def __repr__(self) -> str:
         name = self.pair.origin.name if self.pair.origin else getattr(self.pair.model, "__name__", "model")
         state = "converged" if self.converged else "not converged"
         return f"Fit({name}, {self.inference}, log_likelihood={self.log_likelihood:.4f}, {state})"
+
+
+def on_cpu(dataset: Dataset) -> Dataset:
+    """The data where a fit's params are: what was fitted on a GPU is looked at on the CPU."""
+    return Dataset(map_tensors(lambda t: t.cpu(), dataset.values), dataset.schema)
 
 
 def finish(

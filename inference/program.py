@@ -69,6 +69,11 @@ class Program:
         return any(site.value.is_cuda for site in self.products.values())
 
     @property
+    def size(self) -> int:
+        """Rows times configurations."""
+        return self.num_rows * torch.Size(self.layout.sizes).numel()
+
+    @property
     def num_rows(self) -> int:
         return self.structure.num_rows
 
@@ -95,7 +100,7 @@ class Program:
         log_prob = site["fn"].log_prob(site["value"])
         if site["mask"] is not None:
             log_prob = torch.where(torch.as_tensor(site["mask"]), log_prob, 0.0)
-        log_prob = log_prob * site["scale"]
+        log_prob = (log_prob * site["scale"]).double()
         count, nesting = len(self.layout.latents), self.layout.nesting
         log_prob = log_prob.reshape((1,) * (count + nesting - log_prob.dim()) + log_prob.shape)
         sizes = [-1] * count + [1] * nesting

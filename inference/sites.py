@@ -226,6 +226,8 @@ def read_arguments(
             return kind, None, inner
         event = tensor.shape[tensor.dim() - event_dim :]
         value = value.expand((*value.shape[: value.dim() - event_dim], *event))
+        if value.is_floating_point():  # a user's own constants may be float32
+            value = value.double()
         known = provenance(tensor)
         if known is None:
             args[name] = Argument(value, event_dim)

@@ -63,9 +63,10 @@ class Card:
             f"Data: {self.data}\nTry it: latentzoo fit {self.name} {self.example}",
             f"Hyper-parameters:\n{options}",
             f"Inference: {', '.join(self.inference)}",
-            "References:\n" + "\n".join(f"  {line}" for line in self.references),
-            "Published numbers it meets:\n" + "\n".join(f"  {line}" for line in self.checks),
         ]
+        for title, lines in (("References", self.references), ("Published numbers it meets", self.checks)):
+            if lines:
+                parts.append(f"{title}:\n" + "\n".join(f"  {line}" for line in lines))
         return "\n\n".join(parts)
 
 

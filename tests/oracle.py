@@ -93,11 +93,6 @@ def expected_complete(q: Tensor, found: Joint) -> Tensor:
     return torch.where(q > 0, q * found.log_joint, 0.0).sum() + found.log_prior
 
 
-def entropy(q: Tensor) -> Tensor:
-    """H(q) of probabilities q (C, N), summed over rows."""
-    return -torch.special.xlogy(q, q).sum()
-
-
 def random_values(model: Any, data: Any, seed: int, spread: float = 0.7) -> dict[str, Tensor]:
     """Values of every param and shared latent: a normal draw in unconstrained space around what the model declares."""
     with float64():

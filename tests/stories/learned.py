@@ -167,7 +167,7 @@ def many_zeros(x):
         pyro.sample("x", dist.Poisson(torch.where(never == 1, 1e-30, rate)), obs=(x - 2).clamp(min=0))
 
 
-@story(COUNTS[:, 0], smooth=True)
+@story(COUNTS[:, 0])
 def trials_by_component(x):
     chance, trials = unit("chance", K), torch.tensor([12.0, 20.0])
     mixture(x.clamp(max=12), lambda z: dist.Binomial(trials[z], chance[z]))

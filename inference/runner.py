@@ -1,0 +1,164 @@
+"""Running EM from many starts: together where the model need not be run, otherwise one after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .climb import log_prior
+from .errors import FitError
+from .estep import expectations
+from .links import FLOORED, floor_of
+from .loop import Progress, Stop
+from .modes import Outcome
+from .mstep import m_step
+from .plan import Plan, site_of
+from .program import Program
+from .sites import Params
+
+# Near a maximum the bound is flat: where it has converged to a tolerance, params are only near by its square root.
+# A few more iterations, until they stand still, cost little and bring a fast run to all its digits.
+SETTLE = 20
+STILL = 1e-12
+
+
+@dataclass(frozen=True)
+class Runner:
+    program: Program
+    plan: Plan
+    weights: Tensor | None
+    stop: Stop
+    max_iters: int
+    m_steps: int
+    workers: int
+
+    def all(self, starts: Params, progress: bool | None) -> tuple[list[Outcome], int]:
+        """Every restart to its end: together where the model need not be run, otherwise one after the other."""
+        restarts = max((len(value) for value in starts.values()), default=1)
+        together = not self.program.runs_model and not self.plan.climbed
+        batches = [starts] if together else [{n: v[r : r + 1] for n, v in starts.items()} for r in range(restarts)]
+        bar = Progress(self.max_iters * len(batches), "em", progress)
+        outcomes: list[Outcome] = []
+        lost: list[Outcome] = []
+        try:
+            for batch in batches:
+                for outcome, sound in self._each(batch, bar):
+                    (outcomes if sound else lost).append(outcome)
+        finally:
+            bar.close()
+        if not outcomes:
+            raise FitError(
+                "em: log p(x) became NaN or infinite in every restart; "
+                "look for a param that runs off (give it a prior or a bounded constraint), or start elsewhere",
+                lost[0].params,
+            )
+        return outcomes, len(lost)
+
+    def _each(self, params: Params, bar: Progress) -> list[tuple[Outcome, bool]]:
+        """One batch of restarts; one by one where a singular matrix in one of them stops them all."""
+        lead = max((len(value) for value in params.values()), default=1)
+        try:
+            return list(self.run(params, bar))
+        except torch.linalg.LinAlgError:
+            alone = [{name: value[r : r + 1] for name, value in params.items()} for r in range(lead)]
+            return [found for one in alone for found in self.run(one, bar)]
+
+    def run(self, params: Params, bar: Progress) -> Iterable[tuple[Outcome, bool]]:
+        """One batch of restarts; each leaves the batch when it has converged. Yields outcomes in the order of the
+        starts.
+        """
+        starts = params
+        lead = max((len(value) for value in params.values()), default=1)
+        histories: list[list[float]] = [[] for _ in range(lead)]
+        active = list(range(lead))
+        done: dict[int, tuple[Outcome, bool]] = {}
+        settling: dict[int, int] = {}
+        good = params
+        for iteration in range(self.max_iters + 1):
+            bounds, expected = self._bounds(params)
+            finished = []
+            for place, number in enumerate(active):
+                bound = bounds[place]
+                sound = bound == bound and abs(bound) != float("inf")
+                if sound:
+                    histories[number].append(bound)
+                met = number in settling or (sound and self.stop.met(histories[number]))
+                if met:
+                    settling[number] = settling.get(number, 0) + 1
+                settled = met and (settling[number] > SETTLE or _moved(good, params, place) <= STILL)
+                if settled or not sound or iteration == self.max_iters:
+                    reached = {n: v[place] for n, v in (params if sound else good).items()}
+                    begun = {n: v[number] for n, v in starts.items()}
+                    degenerate = sound and is_degenerate(self.program, self.plan, reached)
+                    done[number] = (Outcome(reached, histories[number], met, degenerate, begun), sound)
+                    finished.append(place)
+            left = [place for place in range(len(active)) if place not in finished]
+            active = [active[place] for place in left]
+            if not active:
+                break
+            if finished:
+                params, expected = _kept(params, expected, left)
+            good = params  # of the iteration before, place by place
+            bar.update(max(histories[number][-1] for number in active))
+            with torch.no_grad():
+                params = self._improve(params, expected)
+        return [done[number] for number in range(lead)]
+
+    def _bounds(self, params: Params) -> tuple[list[float], Any]:
+        try:
+            expected = expectations(self.program, params, self.weights, self.workers)
+        except torch.linalg.LinAlgError:
+            if len(next(iter(params.values()))) > 1:
+                raise
+            return [float("nan")], None
+        with torch.no_grad():
+            return (expected.log_prob + log_prior(self.program, params)).tolist(), expected
+
+    def _improve(self, params: Params, expected: Any) -> Params:
+        try:
+            return m_step(self.program, self.plan, params, expected, self.m_steps)
+        except torch.linalg.LinAlgError:
+            if len(next(iter(params.values()))) > 1:
+                raise
+            return {name: torch.full_like(value, float("nan")) for name, value in params.items()}
+
+
+def _moved(before: Params, now: Params, place: int) -> float:
+    """Largest move of any cell in the last iteration, relative to 1 + its size."""
+    moves = [((now[n][place] - v[place]).abs() / (1 + v[place].abs())).max().item() for n, v in before.items()]
+    return max(moves, default=0.0)
+
+
+def _kept(params: Params, expected: Any, left: list[int]) -> tuple[Params, Any]:
+    sums = {name: (s1[left], s0[left]) for name, (s1, s0) in expected.sums.items()}
+    return {n: v[left] for n, v in params.items()}, expected._replace(log_prob=expected.log_prob[left], sums=sums)
+
+
+def is_degenerate(program: Program, plan: Plan, params: dict[str, Tensor]) -> bool:
+    """Whether a learned variance stands on its floor."""
+    if plan.floor == 0:
+        return False
+    batch = {name: value.unsqueeze(0) for name, value in params.items()}
+    for name, uses in plan.closed.items():
+        for use in uses:
+            site = site_of(program, use.site)
+            if use.argument not in FLOORED or site.variance is None:
+                continue
+            value = site.args[use.argument].of(batch)
+            floor = plan.floor * floor_of(site, use.argument)
+            if use.argument == "scale":
+                if bool((value**2 <= floor * (1 + 1e-6)).any()) and name:
+                    return True
+                continue
+            covariance = {"scale_tril": lambda v: v @ v.mT, "precision_matrix": torch.linalg.inv}.get(
+                use.argument, lambda v: v
+            )(value)
+            unit = floor.diagonal(dim1=-2, dim2=-1).sqrt()
+            scaled = covariance / unit.unsqueeze(-1) / unit.unsqueeze(-2)
+            if bool((torch.linalg.eigvalsh(scaled)[..., 0] <= 1 + 1e-6).any()):
+                return True
+    return False
