@@ -119,6 +119,7 @@ def _expected(fn: Any) -> str:
     words = {
         "Poisson": "counts: whole numbers, none negative",
         "Multinomial": "counts: whole numbers, none negative",
+        "Binomial": "counts: whole numbers from 0 to its total_count",
         "Bernoulli": "0 or 1",
         "Geometric": "whole numbers, none negative",
         "Exponential": "numbers, none negative",

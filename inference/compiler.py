@@ -153,8 +153,7 @@ def _table_of(name: str, node: Any, layout: Layout) -> Site | None:
     variance = None
     if kind.spread:
         value_of = value if kind.location else value.to(torch.float64).log()
-        _, one = center_and_variance(value_of.reshape(-1, *value.shape[value.dim() - kind.event_dim :]))
-        variance = one
+        _, variance = center_and_variance(value_of[(0,) * count])  # of each cell, over the rows
     missing = _is_missing(value)
     if missing and kind.event_dim:
         return None

@@ -13,7 +13,7 @@ from .compiler import compile_program
 from .data import Dataset, adapt, map_tensors, num_rows, slice_rows
 from .errors import ConvergenceWarning, FitError
 from .estep import one_thread
-from .fit import Fit, finish
+from .fit import Fit, finish, in_double
 from .labels import label_cells
 from .loop import Stop
 from .modes import map_modes, rank
@@ -97,7 +97,7 @@ def em(
     check_options(max_iters=(max_iters, 0), tol=(tol, 0), restarts=(restarts, 1), m_steps=(m_steps, 1))
     check_options(variance_floor=(variance_floor, 0))
     check_options(seed=(seed, 0))
-    dataset = adapt(data)
+    dataset = in_double(adapt(data))
     if device is not None:
         home = check_device(device)
         dataset = Dataset(map_tensors(lambda t: t.to(home), dataset.values), dataset.schema)

@@ -22,6 +22,8 @@ from .pair import Pair
 from .program import Program
 from .structure import engine_state
 
+DOUBLED_BYTES = 1 << 28  # float32 data up to this size are copied as float64; larger ones as they are read, by chunk
+
 
 @dataclass(frozen=True, repr=False)
 class Fit:
@@ -174,7 +176,7 @@ class Fit:
     def adapted(self, data: Any) -> Dataset:
         """Data as this fit's model takes them, with the columns and labels of training."""
         if data is not None:
-            return on_cpu(adapt(data, self.schema))
+            return on_cpu(in_double(adapt(data, self.schema)))
         if self.data is None:
             raise DataError("this fit was loaded from a folder, which holds no data: pass the data")
         return on_cpu(self.data)
@@ -183,6 +185,15 @@ class Fit:
         name = self.pair.origin.name if self.pair.origin else getattr(self.pair.model, "__name__", "model")
         state = "converged" if self.converged else "not converged"
         return f"Fit({name}, {self.inference}, log_likelihood={self.log_likelihood:.4f}, {state})"
+
+
+def in_double(dataset: Dataset) -> Dataset:
+    """Numbers as float64, so that a model may multiply them with its params; tables larger than that allows stay."""
+
+    def convert(tensor: Tensor) -> Tensor:
+        return tensor.double() if tensor.is_floating_point() and tensor.nbytes <= DOUBLED_BYTES else tensor
+
+    return Dataset(map_tensors(convert, dataset.values), dataset.schema)
 
 
 def on_cpu(dataset: Dataset) -> Dataset:

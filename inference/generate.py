@@ -20,7 +20,7 @@ from .errors import ModelError
 from .patterns import find_patterns
 from .program import Program
 from .sites import Layout, Params
-from .structure import Bind, engine_state, is_subsample, sample_sites
+from .structure import Bind, engine_state, is_bookkeeping, sample_sites
 from .symbols import plain, provenance, symbol
 from .verbs import program_on
 
@@ -35,7 +35,7 @@ class Draw(Messenger):
     def _pyro_sample(self, msg: dict) -> None:
         if msg["name"] in self.given:
             msg["value"], msg["done"] = self.given[msg["name"]], True
-        elif msg["is_observed"] and not is_subsample(msg):
+        elif msg["is_observed"] and not is_bookkeeping(msg):
             msg["is_observed"], msg["value"], msg["done"] = False, None, False
 
 

@@ -89,10 +89,10 @@ def _checked(given: Mapping[str, Any], declared: dict[str, Tensor], source: str)
             raise ModelError(
                 f"{source}: a value for '{name}', which the model does not declare: it has {sorted(declared)}"
             )
-        value = double(torch.as_tensor(value))
+        value = torch.as_tensor(value).to(declared[name])
         if value.shape != declared[name].shape:
             raise ModelError(
                 f"{source}: '{name}' has shape {tuple(value.shape)}; the model declares {tuple(declared[name].shape)}"
             )
-        out[name] = value.to(declared[name].device)
+        out[name] = value
     return out

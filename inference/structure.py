@@ -109,13 +109,13 @@ def is_shared_latent(msg: dict) -> bool:
         and isinstance(msg["fn"], TorchDistributionMixin)
         and not msg["fn"].support.is_discrete
         and not any(frame.name == DATA_PLATE for frame in msg["cond_indep_stack"])
-        and not is_subsample(msg)
+        and not is_bookkeeping(msg)
     )
 
 
-def is_subsample(msg: Any) -> bool:
-    """A plate's own bookkeeping."""
-    return poutine.util.site_is_subsample(msg)
+def is_bookkeeping(msg: Any) -> bool:
+    """A sample site in name only: a plate's own, or what `pyro.deterministic` keeps."""
+    return poutine.util.site_is_subsample(msg) or bool((msg["infer"] or {}).get("_deterministic"))
 
 
 def prior_center(fn: Any) -> Tensor:
@@ -230,8 +230,8 @@ def read(model: Any, data: Any, values: Mapping[str, Tensor] | None = None) -> S
 
 
 def sample_sites(trace: Any) -> dict[str, Any]:
-    """The sample sites of a trace by name, plates' own bookkeeping left out."""
-    return {name: site for name, site in trace.nodes.items() if site["type"] == "sample" and not is_subsample(site)}
+    """The sample sites of a trace by name, bookkeeping left out."""
+    return {name: site for name, site in trace.nodes.items() if site["type"] == "sample" and not is_bookkeeping(site)}
 
 
 def _require_plate(name: str, frames: tuple[str, ...]) -> None:

@@ -197,6 +197,12 @@ def test_a_start_with_equal_components_is_moved_apart():
     torch.testing.assert_close(held.params["rate"][0], held.params["rate"][1])
 
 
+def test_a_start_may_be_whole_numbers():
+    fit = em(zoo.create("poisson_mixture"), COUNTS[:, 0], start={"rate": [1, 5]}, max_iters=0, tol=0)
+    assert fit.params["rate"].tolist() == [1.0, 5.0]
+    assert torch.isfinite(fit.history).all()
+
+
 def test_the_callers_param_store_is_left_alone_and_not_read():
     store = pyro.get_param_store()
     expected = em(zoo.create("gaussian_mixture"), TABLE, max_iters=5)

@@ -1,7 +1,5 @@
 """Missing cells are integrated out exactly: scores, M-steps and imputations against brute force and algebra."""
 
-import warnings
-
 import numpy as np
 import pytest
 import torch
@@ -12,7 +10,7 @@ from stories.base import COUNTS, TABLE
 from torch.distributions import transform_to
 
 from latentzoo import Pair, em, zoo
-from latentzoo.inference.errors import ConvergenceWarning, ModelError
+from latentzoo.inference.errors import ModelError
 from latentzoo.inference.structure import engine_state, read
 from latentzoo.models.registry import ENTRIES
 
@@ -27,13 +25,6 @@ GAPPED = [
 NORMALS = [n for n in GAPPED if n.startswith("mvn") or n in ("plain_normal", "prior_of_a_vector_mean")]
 IN_TURN = ("shared_means", "conjugate_means", "bounded_rates")  # arguments that move in turn, or stop at a bound
 EXACT = dict(rtol=1e-9, atol=1e-9)
-
-
-@pytest.fixture(autouse=True)
-def fixed_numbers_of_iterations():
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "em: stopped after", ConvergenceWarning)
-        yield
 
 
 def with_gaps(values, whole_rows=False, seed=0):
@@ -100,7 +91,7 @@ def test_gaussians_score_their_blocks_as_scipy_does(covariance):
         assert score == pytest.approx(np.log(sum(parts)), rel=1e-9, abs=1e-12)
 
 
-@pytest.mark.parametrize("name", [n for n in GAPPED if n not in {*SMOOTH, *NORMALS, *IN_TURN}])
+@pytest.mark.parametrize("name", [n for n in GAPPED if n not in {*SMOOTH, *NORMALS, *IN_TURN, "markov"}])
 def test_m_steps_leave_no_slope_where_cells_are_missing(name):
     model, data = gapped_story(name)
     start = random_values(model, STORIES[name].data, 0)

@@ -45,6 +45,15 @@ def switch(x):
         pyro.sample("x", dist.Normal(loc[z.long()], 1.0), obs=x[:, 0])
 
 
+@story(COLUMN)
+def named_values(x):
+    weights, loc = simplex("weights", 2), real("loc", 2)
+    pyro.deterministic("gap", loc[1] - loc[0])
+    with pyro.plate("data", len(x)):
+        mean = pyro.deterministic("mean", loc[label("z", dist.Categorical(weights))], event_dim=0)
+        pyro.sample("x", dist.Normal(mean, 1.0), obs=x)
+
+
 @story(TABLE)
 def plain_normal(x):
     loc, covariance = real("loc", 3), definite("covariance", 3)
