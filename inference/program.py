@@ -9,7 +9,7 @@ sites whose arguments differ from row to row, or which have no exponential famil
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
@@ -22,6 +22,7 @@ from .patterns import Patterns, PatternSums
 from .sites import Layout, Params, Site, chunks, read_arguments
 from .structure import Bind, Structure, run
 
+KEPT_BYTES = 1 << 24  # features of all rows up to this size are computed once
 CHUNK_BYTES = (
     1 << 22
 )  # of the features and weights of a chunk, so that they stay in cache: measured best at 2k to 8k rows
@@ -56,6 +57,7 @@ class Program:
     order: tuple[Elimination, ...]
     base: Tensor | float  # sum of log h(x) over sites, (N,) or a number
     has_missing: bool
+    kept: dict[Any, Tensor] = field(default_factory=dict, compare=False)
 
     @property
     def runs_model(self) -> bool:
@@ -163,8 +165,7 @@ class Program:
             plain = [n for n in names if n not in ready.patterns]
             score: Tensor | float = 0.0
             if plain:
-                parts = [self.products[n].features(rows, ready.args[n]) for n in plain]
-                features[key] = parts[0] if len(parts) == 1 else torch.cat(parts)
+                features[key] = self._features(key, plain, rows, ready)
                 score = torch.addmm(constant, weights, features[key])
             for n in names:
                 if n in ready.patterns:
@@ -174,6 +175,17 @@ class Program:
             out.append(score.reshape(restarts, *key, *plates, score.shape[-1]))
         scored = [f[..., rows] if f.shape[-1] > 1 else f for f in ready.scored.values()]
         return [*ready.latent, *out, *scored], features
+
+    def _features(self, key: tuple[int, ...], names: list[str], rows: slice, ready: Prepared) -> Tensor:
+        """Features (T', n) of the sites of a group; of small data they are kept, since no iteration changes them."""
+        place = (key, rows.start, rows.stop)
+        if place in self.kept:
+            return self.kept[place]
+        parts = [self.products[n].features(rows, ready.args[n]) for n in names]
+        found = parts[0] if len(parts) == 1 else torch.cat(parts)
+        if 8 * self.num_rows * sum(site.width for site in self.products.values()) <= KEPT_BYTES:
+            self.kept[place] = found
+        return found
 
     def base_of(self, rows: slice) -> Tensor | float:
         """log h(x) of a chunk, (n,) or a number."""

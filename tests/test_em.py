@@ -84,7 +84,7 @@ def test_the_bound_never_falls_where_params_climb(name):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(SMOOTH))
 def test_the_bound_never_falls_where_params_climb_from_twenty_starts(name):
-    assert_story_never_falls(name, starts=20, iters=25, steps=20)
+    assert_story_never_falls(name, starts=20, iters=12, steps=8)
 
 
 @pytest.mark.parametrize(("name", "example"), REGISTERED, ids=str)

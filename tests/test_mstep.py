@@ -51,6 +51,16 @@ def test_after_one_closed_m_step_no_slope_is_left(name):
         assert slope.abs().max() < 1e-8 * (1 + value.abs())
 
 
+def test_a_bounded_param_moves_to_its_maximum_or_to_the_bound_before_it():
+    model, data = STORIES["bounded_rates"]
+    start = random_values(model, data, 0)
+    q = joint(model, data, start).posterior
+    free = (q @ data) / q.sum(1, keepdim=True)
+    expected = free.clamp(1.5, 2.5)
+    assert 0 < (free != expected).sum() < free.numel()
+    torch.testing.assert_close(one_step(model, data, start)["rate"], expected, rtol=1e-12, atol=0)
+
+
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("name", sorted(IN_TURN | SMOOTH))
 def test_every_other_m_step_raises_the_expected_complete_log_density(name, seed):
