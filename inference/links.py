@@ -80,6 +80,7 @@ LINKS: dict[str, Callable[..., Tensor]] = {
     "scale_tril": _scale_tril,
     "precision_matrix": _precision,
 }
+UNDIVIDED = ("simplex", "logits")  # links that look at the numerator alone
 FLOORED = ("scale", "covariance_matrix", "scale_tril", "precision_matrix")
 MATRICES = FLOORED[1:]
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from .climb import climb
 from .estep import Expectations
 from .families import Args
-from .links import FLOORED, LINKS, floor_of
+from .links import FLOORED, LINKS, UNDIVIDED, floor_of
 from .plan import Plan, Use, prior_share, site_of
 from .program import Program
 from .sites import Params
@@ -26,8 +26,11 @@ def m_step(program: Program, plan: Plan, params: Params, expected: Expectations,
     """New params (R, *shape) that raise the expected complete log density of each restart."""
     params = dict(params)
     computed = program.computed(program.trace(params)) if program.runs_model else {}
-    for name, uses in plan.closed.items():
-        params[name] = update(program, plan, params, expected, name, uses, computed)
+    for names in plan.batches:
+        if len(names) > 1:
+            params |= update_alike(program, plan, params, expected, names)
+        else:
+            params[names[0]] = update(program, plan, params, expected, names[0], plan.closed[names[0]], computed)
     if plan.climbed:
         params = climb(program, tuple(plan.climbed), params, expected, steps)
     return params
@@ -44,8 +47,7 @@ def update(
 ) -> Tensor:
     """One param by its ratio of sums."""
     old = params[name]
-    restarts = len(old)
-    num, den, low = (torch.zeros_like(old).reshape(restarts, -1) for _ in range(3))
+    pools = [torch.zeros_like(old).reshape(len(old), -1) for _ in range(3)]
     kind = ""
     for use in uses:
         site = site_of(program, use.site)
@@ -54,15 +56,17 @@ def update(
         argument = site.args[use.argument]
         if use.argument == site.family.location:
             top = top + site.center * bottom
-        least = plan.floor * floor_of(site, kind) * bottom if kind in FLOORED else torch.zeros_like(bottom)
+        parts = [top]
+        if kind not in UNDIVIDED:
+            parts.append(bottom)
+        if kind in FLOORED:
+            parts.append(plan.floor * floor_of(site, kind) * bottom)
         event = top.shape[top.dim() - argument.event_dim :]
-        full = (restarts, *site.shape, *event)
-        assert argument.index is not None
-        for total, part in ((num, top), (den, bottom), (low, least)):
-            pooled = _sum_to(part.expand(full), (restarts, *argument.index.shape))
-            total.index_add_(1, argument.index.flatten(), pooled.reshape(restarts, -1))
+        full = (len(old), *site.shape, *event)
+        for number, part in enumerate(parts):
+            pools[number] = argument.pooled(part.expand(full), pools[number])
     param = program.structure.params[name]
-    num, den, low = (t.reshape(old.shape) for t in (num, den, low))
+    num, den, low = (pool.reshape(old.shape) for pool in pools)
     if param.prior is not None:
         share = prior_share(param)
         assert share is not None
@@ -72,7 +76,19 @@ def update(
     return LINKS[kind](old, num, den, low, param.constraint)
 
 
-def _sum_to(tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Sum over the dims where `shape` has size 1: the transpose of a broadcast."""
-    dims = [d for d, (have, want) in enumerate(zip(tensor.shape, shape, strict=True)) if want == 1 and have > 1]
-    return tensor.sum(dims, keepdim=True) if dims else tensor
+def update_alike(
+    program: Program, plan: Plan, params: Params, expected: Expectations, names: Sequence[str]
+) -> Params:
+    """Params of sites that are alike (`plan.batches`), stacked into one ratio: a table has many such columns."""
+    uses = [plan.closed[name][0] for name in names]
+    sites = [site_of(program, use.site) for use in uses]
+    first, at = sites[0], 1 + sites[0].num_latents  # the stack stands before the cells
+    each = [site.arguments(params) for site in sites]
+    args = {key: torch.stack([one[key] for one in each], at) for key in each[0]}
+    s1, s0 = (torch.stack(sums, at) for sums in zip(*(expected.sums[use.site] for use in uses), strict=True))
+    kind, top, bottom = first.family.ratio(uses[0].argument, args, s1, s0)
+    old = torch.stack([params[name] for name in names], 1)
+    full = (*top.shape[:at], len(names), *first.cells, *top.shape[top.dim() - first.args[uses[0].argument].event_dim :])
+    num, den = (part.expand(full).movedim(at, 1).reshape(old.shape) for part in (top, bottom))
+    new = LINKS[kind](old, num, den, torch.zeros_like(num), program.structure.params[names[0]].constraint)
+    return dict(zip(names, new.unbind(1), strict=True))

@@ -28,6 +28,7 @@ class Plan:
     closed: dict[str, tuple[Use, ...]]  # by a ratio of sums pooled over these uses, in the order of the updates
     climbed: dict[str, str]  # by gradient: param -> why there is no closed form
     floor: float  # variances stay above this share of their column's variance
+    batches: tuple[tuple[str, ...], ...]  # the closed ones in the order of their updates; those alike go together
 
 
 def make_plan(program: Program, floor: float) -> Plan:
@@ -41,7 +42,31 @@ def make_plan(program: Program, floor: float) -> Plan:
         else:
             climbed[name] = reason
     order = sorted(closed, key=lambda name: max(_rank(program, use) for use in closed[name]))
-    return Plan({name: closed[name] for name in order}, climbed, floor)
+    closed = {name: closed[name] for name in order}
+    return Plan(closed, climbed, floor, _batches(program, closed))
+
+
+def _batches(program: Program, closed: dict[str, tuple[Use, ...]]) -> tuple[tuple[str, ...], ...]:
+    """Params that differ in nothing but their site: of codes or counts, each with one use, all its cells in order."""
+    found: dict[Any, list[str]] = {}
+    for name, uses in closed.items():
+        site, param = site_of(program, uses[0].site), program.structure.params[name]
+        index = site.args[uses[0].argument].index
+        assert index is not None
+        alone = (
+            len(uses) == 1
+            and uses[0].site in program.products
+            and param.prior is None
+            and not site.family.spread
+            and site.family.location is None
+            and len(site.args) == 1
+            and site.args[uses[0].argument].in_order
+            and index.numel() == param.value.numel()
+            and index.shape[: len(site.shape)] == site.shape
+        )
+        alike = (type(site.family), uses[0].argument, site.shape, index.shape, site.has_missing, str(param.constraint))
+        found.setdefault((*alike, param.value.shape) if alone else name, []).append(name)
+    return tuple(tuple(names) for names in found.values())
 
 
 # What a ratio's values are by nature: any of these constraints holds for them, or holds after `_clip`.

@@ -43,7 +43,27 @@ class Argument:
             return self.value.unsqueeze(0)
         assert self.param is not None
         value = params[self.param]
-        return value.reshape(len(value), -1)[:, self.index]
+        value = value.reshape(len(value), -1)
+        if self.in_order and self.index.numel() == value.shape[1]:
+            return value.reshape(-1, *self.index.shape)
+        return value[:, self.index]
+
+    def pooled(self, part: Tensor, pool: Tensor) -> Tensor:
+        """The transpose of the gather: `pool` (R, cells of the param) plus a tensor (R, *canonical), tied cells added."""
+        assert self.index is not None
+        wanted = (len(part), *self.index.shape)
+        if part.shape != wanted:
+            dims = [d for d, size in enumerate(wanted) if size == 1 and part.shape[d] > 1]
+            part = part.sum(dims, keepdim=True)
+        if self.in_order and self.index.numel() == pool.shape[1]:
+            return pool + part.reshape(pool.shape)
+        return pool.index_add(1, self.index.flatten(), part.reshape(len(part), -1))
+
+    @cached_property
+    def in_order(self) -> bool:
+        """Whether the gather takes cells 0, 1, 2, ... each once."""
+        assert self.index is not None
+        return torch.equal(self.index.flatten(), torch.arange(self.index.numel(), device=self.index.device))
 
 
 @dataclass(frozen=True)
