@@ -9,7 +9,7 @@ from typing import Any
 from .inference.em import em
 from .inference.errors import OptionError
 from .inference.fit import Fit
-from .inference.pair import Pair
+from .inference.pair import Pair, on_table
 from .inference.runs import RunError, read_run
 from .inference.saving import restored
 from .models.registry import ENTRIES, Card, RegistryError, entry, register
@@ -127,7 +127,8 @@ def load(folder: str | Path, pair: Pair | None = None) -> Fit:
                 f"import the module that registers it, or pass pair=..."
             )
         pair = create(origin["name"], **origin["hyperparameters"])
-    return Fit(pair=pair, **restored(arrays, record))
+    found = restored(arrays, record)
+    return Fit(pair=on_table(pair, found["schema"]), **found)
 
 
 def _pick(pair: Pair) -> tuple[str, str]:

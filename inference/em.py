@@ -17,7 +17,7 @@ from .fit import Fit, finish, in_double
 from .labels import label_cells
 from .loop import Stop
 from .modes import map_modes, rank
-from .pair import Pair
+from .pair import Pair, on_table
 from .plan import make_plan
 from .program import Program
 from .runner import Runner
@@ -98,6 +98,7 @@ def em(
     check_options(variance_floor=(variance_floor, 0))
     check_options(seed=(seed, 0))
     dataset = in_double(adapt(data))
+    pair = on_table(pair, dataset.schema)
     if device is not None:
         home = check_device(device)
         dataset = Dataset(map_tensors(lambda t: t.to(home), dataset.values), dataset.schema)

@@ -76,9 +76,7 @@ def update(
     return LINKS[kind](old, num, den, low, param.constraint)
 
 
-def update_alike(
-    program: Program, plan: Plan, params: Params, expected: Expectations, names: Sequence[str]
-) -> Params:
+def update_alike(program: Program, plan: Plan, params: Params, expected: Expectations, names: Sequence[str]) -> Params:
     """Params of sites that are alike (`plan.batches`), stacked into one ratio: a table has many such columns."""
     uses = [plan.closed[name][0] for name in names]
     sites = [site_of(program, use.site) for use in uses]

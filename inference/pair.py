@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
+from .data import Schema
+
 Model = Callable[[Any], Any]
+Arrange = Callable[[torch.Tensor, Schema], Any]
 Initialize = Callable[[Any, torch.Generator], Mapping[str, torch.Tensor]]
 
 
@@ -36,15 +40,44 @@ class Pair:
     initialize : callable, optional
         ``initialize(data, generator)`` returns starting values by name, drawn with the ``torch.Generator`` given.
         Without it the first start is what the model declares, and further restarts are jittered around it.
+    arrange : callable, optional
+        ``arrange(table, schema)`` makes of a table (N, D) the structure that the functions above take, by picking
+        columns, so that every row stays a row: for models whose columns play different parts. Data that come as that
+        structure pass by it.
     """
 
     model: Model
     guide: Model | None = None
     initialize: Initialize | None = None
+    arrange: Arrange | None = None
     origin: Origin | None = field(default=None, kw_only=True, compare=False)
 
     def __post_init__(self) -> None:
-        for name, optional in (("model", False), ("guide", True), ("initialize", True)):
+        for name, optional in (("model", False), ("guide", True), ("initialize", True), ("arrange", True)):
             value = getattr(self, name)
             if not callable(value) and not (optional and value is None):
                 raise TypeError(f"Pair: {name} must be a function, met {type(value).__name__}")
+
+
+def on_table(pair: Pair, schema: Schema) -> Pair:
+    """The pair as functions of the table itself: each arranges the columns first.
+
+    So whatever looks at the data (missing cells, generated rows, imputation, pictures) sees one table.
+    """
+    if pair.arrange is None:
+        return pair
+    arrange = pair.arrange
+
+    def view(data: Any) -> Any:
+        return arrange(data, schema) if isinstance(data, torch.Tensor) else data
+
+    def of_table(fn: Any) -> Any:
+        return fn and functools.wraps(fn)(lambda data, *rest: fn(view(data), *rest))
+
+    return replace(
+        pair,
+        model=of_table(pair.model),
+        guide=of_table(pair.guide),
+        initialize=of_table(pair.initialize),
+        arrange=None,
+    )
