@@ -12,10 +12,11 @@ from .inference.fit import Fit
 from .inference.pair import Pair, on_table
 from .inference.runs import RunError, read_run
 from .inference.saving import restored
+from .inference.svi import svi
 from .models.registry import ENTRIES, Card, RegistryError, entry, register
 
 Driver = Callable[..., Fit]
-DRIVERS: dict[str, Driver] = {"em": em}
+DRIVERS: dict[str, Driver] = {"em": em, "svi": svi}
 
 
 def list_models(family: str | None = None, inference: str | None = None) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -16,13 +17,17 @@ from .sites import Argument, Layout, Site, chunks, read_arguments
 from .structure import Structure
 
 
-def compile_program(model: Any, data: Any, structure: Structure, natural: bool = True) -> Program:
+def compile_program(
+    model: Any, data: Any, structure: Structure, natural: bool = True, given: Collection[str] = ()
+) -> Program:
     """Sort the sites of a model by how they can be scored.
 
     Parameters
     ----------
     natural : bool
         ``False`` scores every observed site by running the model: slower, the same numbers (the tests compare them).
+    given : names
+        Continuous latents of a row that each run is given values of, scored like observed sites.
     """
     layout = Layout.of(structure)
     holding = {p for latent in structure.latents.values() for p in latent.plates if p != structure.data_plate}
@@ -32,11 +37,12 @@ def compile_program(model: Any, data: Any, structure: Structure, natural: bool =
     patterns: dict[str, Patterns] = {}
     scored: dict[str, str] = {}
     base: Tensor | float = 0.0
-    for name in (*structure.latents, *structure.observed):
+    for name in (*structure.latents, *structure.observed, *given):
         node = structure.trace.nodes[name]
         frames = {f.name for f in node["cond_indep_stack"]}
         kind, args, inner = read_arguments(node["fn"], layout)
         reason = _why_scored(node, kind, args, frames, holding, structure, natural)
+        reason = "its values change from run to run" if name in given else reason
         if reason is None:
             assert kind is not None
             assert args is not None
@@ -50,7 +56,7 @@ def compile_program(model: Any, data: Any, structure: Structure, natural: bool =
                 base = base + _base_measure(site, patterns)
                 continue
         scored[name] = reason
-        table = _table_of(name, node, layout)
+        table = None if name in given else _table_of(name, node, layout)
         if table is not None:
             tables[name] = table
     has_missing = any(_is_missing(structure.trace.nodes[name]["value"]) for name in structure.observed)
@@ -104,6 +110,8 @@ def _why_scored(
         return f"{type(node['fn']).__name__} is no known exponential family"
     if args is None:
         return "its arguments depend on the row"
+    if kind.augmented:
+        return f"{type(node['fn']).__name__} is an exponential family only given a hidden factor"
     if frames & holding:
         return "it lies in a plate that holds latents"
     if node["scale"] != 1.0 or node["mask"] is not None:
@@ -140,7 +148,7 @@ def _table_of(name: str, node: Any, layout: Layout) -> Site | None:
     kind, args, inner = read_arguments(node["fn"], layout, keep_rows=True)
     if kind is None or args is None or node["scale"] != 1.0 or node["mask"] is not None:
         return None
-    if any(a.computed for a in args.values()):
+    if any(a.computed for a in args.values()) and all(a.index is None for a in args.values()):
         return None
     count = len(layout.latents)
     value = layout.canonical(node["value"], inner + kind.event_dim, keep_rows=True)
@@ -150,14 +158,16 @@ def _table_of(name: str, node: Any, layout: Layout) -> Site | None:
     for frame in node["cond_indep_stack"]:
         dims = [layout.data_dim, *(d for d in range(-layout.nesting, 0) if d != layout.data_dim)]
         shape[count + dims.index(frame.dim)] = frame.size
+    center: Tensor | float = 0.0
     variance = None
     if kind.spread:
         value_of = value if kind.location else value.to(torch.float64).log()
-        _, variance = center_and_variance(value_of[(0,) * count])  # of each cell, over the rows
+        middle, variance = center_and_variance(value_of[(0,) * count])  # of each cell, over the rows
+        center = middle.unsqueeze(0) if kind.location else 0.0
     missing = _is_missing(value)
-    if missing and kind.event_dim:
+    if missing and kind.event_dim and not kind.augmented:
         return None
-    return Site(name, kind, args, tuple(shape), kind.event_dim, value, count, 0.0, variance, missing)
+    return Site(name, kind, args, tuple(shape), kind.event_dim, value, count, center, variance, missing)
 
 
 def _base_measure(site: Site, patterns: dict[str, Patterns]) -> Tensor | float:

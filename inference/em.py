@@ -8,21 +8,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .checks import check_device, check_labels, check_latents, check_options, check_spread, check_values, row_weights
+from .begin import first_starts, take_in
+from .certain import check_certain
+from .checks import check_labels, check_latents, check_options, check_spread, check_values, row_weights
 from .compiler import compile_program
-from .data import Dataset, adapt, map_tensors, num_rows, slice_rows
+from .data import num_rows, slice_rows
 from .errors import ConvergenceWarning, FitError
 from .estep import one_thread
-from .fit import Fit, finish, in_double
+from .fit import Fit, finish
 from .labels import label_cells
 from .loop import Stop
 from .modes import map_modes, rank
-from .pair import Pair, on_table
+from .pair import Pair
 from .plan import make_plan
-from .program import Program
 from .runner import Runner
-from .sites import Params
-from .starts import jitter, starting_values
 from .structure import Structure, engine_state, read
 
 LARGE = 1_000_000  # rows times configurations
@@ -97,12 +96,7 @@ def em(
     check_options(max_iters=(max_iters, 0), tol=(tol, 0), restarts=(restarts, 1), m_steps=(m_steps, 1))
     check_options(variance_floor=(variance_floor, 0))
     check_options(seed=(seed, 0))
-    dataset = in_double(adapt(data))
-    pair = on_table(pair, dataset.schema)
-    if device is not None:
-        home = check_device(device)
-        dataset = Dataset(map_tensors(lambda t: t.to(home), dataset.values), dataset.schema)
-    home = device_of(dataset.values)
+    pair, dataset, home = take_in(pair, data, device)
     generator = torch.Generator().manual_seed(int(seed))
     with engine_state(seed, home):
         share = row_weights(weights, num_rows(dataset.values), home)
@@ -113,13 +107,10 @@ def em(
         program = compile_program(pair.model, values, structure, natural)
         plan = make_plan(program, variance_floor)
         check_spread(program, set(plan.closed), dataset.schema)
+        check_certain(program, list(plan.climbed), dataset.schema)
         cells = label_cells(program)
         check_labels(structure, cells, num_rows(dataset.values))
-        starts = starting_values(pair, dataset.values, structure, restarts, generator, start)
-        if pair.initialize is None and start is None and _is_symmetric(program, starts):
-            first = {name: value[0] for name, value in starts.items()}
-            moved = jitter(first, structure, generator)
-            starts = {name: torch.cat([moved[name].unsqueeze(0), value[1:]]) for name, value in starts.items()}
+        starts = first_starts(pair, dataset.values, program, restarts, generator, start)
         # sites scored by running the model work on all rows at once: large operations, which threads serve well
         with one_thread(when=not (program.scored and program.size > LARGE)) as workers:
             runner = Runner(program, plan, share, Stop(tol), max_iters, m_steps, workers)
@@ -130,18 +121,6 @@ def em(
         )
     _warn(fit, tol)
     return fit
-
-
-def _is_symmetric(program: Program, starts: Params) -> bool:
-    """Whether the first start gives every row the same posterior: EM could never tell its labels apart."""
-    if not program.latents or program.num_rows < 2:
-        return False
-    first = {name: value[:1] for name, value in starts.items()}
-    for _, posteriors in program.posteriors(first):
-        for table in posteriors.values():
-            if len(table) > 1 and bool(((table - table[:1]).abs() > 1e-9).any()):
-                return False
-    return True
 
 
 def _collapsed(
@@ -168,18 +147,6 @@ def _collapsed(
     distinct = slice_rows(values, first)
     given = {name: param.value for name, param in structure.params.items()}
     return distinct, total, read(pair.model, distinct, given)
-
-
-def device_of(values: Any) -> torch.device:
-    """The device of the data."""
-    found: list[torch.device] = []
-
-    def note(tensor: Tensor) -> Tensor:
-        found.append(tensor.device)
-        return tensor
-
-    map_tensors(note, values)
-    return found[0]
 
 
 def _warn(fit: Fit, tol: float) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+import warnings
+from pathlib import Path
 from typing import Any
 
 
@@ -20,12 +23,22 @@ class FitError(RuntimeError):
     ----------
     params : dict
         The last good values of the params.
+    fit : Fit, optional
+        The last good state as a fit, which can be looked at and saved.
     """
 
-    def __init__(self, message: str, params: dict[str, Any]) -> None:
+    def __init__(self, message: str, params: dict[str, Any], fit: Any = None) -> None:
         super().__init__(message)
-        self.params = params
+        self.params, self.fit = params, fit
 
 
 class ConvergenceWarning(UserWarning):
     """A fit that stopped before it met its tolerance, or met a degenerate optimum."""
+
+
+def warn(message: str) -> None:
+    """A `ConvergenceWarning` at the line that called the package, however many of its own lie between."""
+    home, depth, frame = str(Path(__file__).parents[1]), 1, sys._getframe()
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(home):
+        depth, frame = depth + 1, frame.f_back
+    warnings.warn(message, ConvergenceWarning, stacklevel=depth)

@@ -16,6 +16,7 @@ from torch import Tensor
 from . import draws, generate, groups, saving, verbs
 from .data import DataError, Dataset, Schema, adapt, map_tensors
 from .decompose import HalfStep, half_steps
+from .derived import Moments
 from .estep import expectations
 from .modes import ModeMap, Outcome
 from .pair import Pair
@@ -48,6 +49,9 @@ class Fit:
         The distinct optima of all restarts.
     reason : str
         Why this inference, in words, where it was picked automatically.
+    guide : str
+        The family of the guide, where latents have a distribution of their own ("mean_field", ..., or "own");
+        `guide_parts` are its numbers. Then `params` holds each shared latent at the centre of its factor.
     """
 
     pair: Pair
@@ -64,6 +68,8 @@ class Fit:
     seed: int
     schema: Schema
     reason: str = ""
+    guide: str = ""
+    guide_parts: dict[str, Tensor] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     data: Dataset | None = field(default=None, compare=False)
     weights: Any = field(default=None, compare=False)
@@ -93,13 +99,15 @@ class Fit:
 
     # --- latents ----------------------------------------------------------------------------------------------------
 
-    def latents(self, data: Any = None) -> dict[str, Tensor]:
-        """Posterior of each latent of a row: probabilities (N, K) by site, (N, plates, K) inside further plates."""
+    def latents(self, data: Any = None) -> dict[str, Tensor | Moments]:
+        """Posterior of each latent of a row: probabilities (N, K) by site, (N, plates, K) inside further plates; and
+        `Moments`, mean and sd (N, ...), of what the model computes of them (`pyro.deterministic` in the data plate).
+        """
         return verbs.latents(self, self.adapted(data))
 
     def clusters(self, data: Any = None) -> Tensor:
         """The most probable value (N,) of the model's one latent of a row."""
-        found = self.latents(data)
+        found = {name: probs for name, probs in self.latents(data).items() if isinstance(probs, Tensor)}
         if len(found) != 1:
             raise DataError(
                 f"clusters: the model has {len(found)} latents per row ({', '.join(found)}); use "
@@ -115,7 +123,13 @@ class Fit:
         found = self.latents(data)
         if site not in found:
             raise DataError(f"posterior: no latent named '{site}'; the model has {sorted([*found, *self.params])}")
-        return dist.Categorical(found[site])
+        probs = found[site]
+        if isinstance(probs, Moments):
+            raise DataError(
+                f"posterior: '{site}' is computed from latents, and its distribution has no name: use "
+                f"latents(x)['{site}'] for its mean and sd, or sample_posterior for draws"
+            )
+        return dist.Categorical(probs)
 
     def sample_posterior(self, num: int = 1000, data: Any = None, seed: int = 0) -> dict[str, Tensor]:
         """Draws (num, N, ...) of every latent of a row given the data, and the params beside them."""
@@ -212,12 +226,18 @@ def finish(
     inference: str,
     seed: int,
     weights: Any,
+    guide: str = "",
+    guide_parts: dict[str, Tensor] | None = None,
 ) -> Fit:
     """Make the `Fit` of the best outcome."""
     params = {name: value.cpu() for name, value in best.params.items()}
     batch = {name: value.unsqueeze(0) for name, value in best.params.items()}
-    with torch.no_grad():
-        log_likelihood = expectations(program, batch, share).log_prob[0].item()
+    if program.structure.continuous:  # summed out by nobody: what is known of log p(x) is its bound
+        log_likelihood, entropy = best.bound, float("nan")
+    else:
+        with torch.no_grad():
+            log_likelihood = expectations(program, batch, share).log_prob[0].item()
+        entropy = verbs.entropy(program, batch, share)
     rows = float(program.num_rows if share is None else share.sum())
     free = sum(free_dims(program.structure.params[name].constraint, value) for name, value in params.items())
     return Fit(
@@ -229,11 +249,13 @@ def finish(
         log_likelihood,
         free,
         rows,
-        verbs.entropy(program, batch, share),
+        entropy,
         modes,
         {name: value.cpu() for name, value in best.start.items()},
         seed,
         dataset.schema,
+        guide=guide,
+        guide_parts={name: value.detach().cpu() for name, value in (guide_parts or {}).items()},
         versions=saving.versions(),
         data=dataset,
         weights=weights,

@@ -44,11 +44,11 @@ class Progress:
 
             self.bar = tqdm(total=total, desc=label, leave=False)
 
-    def update(self, bound: float) -> None:
-        """One iteration done."""
+    def update(self, bound: float, steps: int = 1, **shown: float) -> None:
+        """Some iterations done; tqdm shows their rate."""
         if self.bar is not None:
-            self.bar.update()
-            self.bar.set_postfix(bound=f"{bound:.6g}", refresh=False)
+            self.bar.update(steps)
+            self.bar.set_postfix(bound=f"{bound:.6g}", **{k: f"{v:.2g}" for k, v in shown.items()}, refresh=False)
 
     def close(self) -> None:
         if self.bar is not None:

@@ -66,7 +66,7 @@ class Structure:
 
 
 class Bind(Messenger):
-    """Give params, and latents shared by all rows, the values of `values`; note what the model declares.
+    """Give params and continuous latents the values of `values`; note what the model declares.
 
     With ``symbols=True`` every bound value is a `Symbol`, so the arguments of each site tell where they come from.
     """
@@ -85,9 +85,11 @@ class Bind(Messenger):
         self._declare(msg, constraint, None)
 
     def _pyro_sample(self, msg: dict) -> None:
-        if not is_shared_latent(msg):
-            return
         value = self.values.get(msg["name"])
+        if not is_shared_latent(msg):
+            if value is not None and not msg["is_observed"]:  # a continuous latent of each row, held at a draw
+                msg["value"], msg["is_observed"], msg["done"] = value, True, True
+            return
         msg["value"] = prior_center(msg["fn"]) if value is None else value
         msg["done"] = True
 
@@ -100,6 +102,20 @@ class Bind(Messenger):
         self.declared[msg["name"]] = Param(plain(value), constraint, prior)
         if self.symbols:
             msg["value"] = symbol(value, msg["name"])
+
+
+class OneRow(Messenger):
+    """Give the data plate a single row: distributions are not expanded over the rows, so their gradients cost nothing
+    by the row.
+    """
+
+    def __init__(self, plate: str) -> None:
+        super().__init__()
+        self.plate = plate
+
+    def _pyro_sample(self, msg: dict) -> None:
+        if msg["name"] == self.plate and poutine.util.site_is_subsample(msg):
+            msg["value"], msg["done"] = torch.zeros(1, dtype=torch.long), True
 
 
 def is_shared_latent(msg: dict) -> bool:

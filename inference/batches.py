@@ -1,0 +1,37 @@
+"""Minibatches: every row once, in an order drawn anew for each pass over the data."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+class Batches:
+    """Positions of the rows of successive batches.
+
+    Attributes
+    ----------
+    size : int
+        Rows of a batch; None for all of them at every step.
+    generator : torch.Generator
+        Draws the orders; apart from the generator of the draws from the guide.
+    """
+
+    def __init__(self, num_rows: int, size: int | None, seed: int) -> None:
+        self.num_rows, self.size = num_rows, size
+        self.generator = torch.Generator().manual_seed(seed)
+        self.order = torch.empty(0, dtype=torch.long)
+        self.position = 0
+
+    def next(self) -> Tensor | None:
+        """Rows (B,) of the next batch; None where it is all rows.
+
+        What is left of a pass and too short for a batch is dropped, so that every row counts N / B times its chance.
+        """
+        if self.size is None:
+            return None
+        if self.position + self.size > len(self.order):
+            self.order, self.position = torch.randperm(self.num_rows, generator=self.generator), 0
+        rows = self.order[self.position : self.position + self.size]
+        self.position += self.size
+        return rows

@@ -1,0 +1,62 @@
+"""What every driver does first: take the data in, and find where to start."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .checks import check_device
+from .data import Dataset, adapt, map_tensors
+from .fit import in_double
+from .pair import Pair, on_table
+from .program import Program
+from .sites import Params
+from .starts import jitter, starting_values
+
+
+def take_in(pair: Pair, data: Any, device: Any) -> tuple[Pair, Dataset, torch.device]:
+    """The pair as functions of the data as adapted, the data in float64, and the device where both live."""
+    dataset = in_double(adapt(data))
+    if device is not None:
+        home = check_device(device)
+        dataset = Dataset(map_tensors(lambda t: t.to(home), dataset.values), dataset.schema)
+    return on_table(pair, dataset.schema), dataset, device_of(dataset.values)
+
+
+def first_starts(
+    pair: Pair, data: Any, program: Program, restarts: int, generator: torch.Generator, start: Params | None
+) -> Params:
+    """Starting values (R, *shape); a start at which no latent's values could ever be told apart is jittered."""
+    structure = program.structure
+    starts = starting_values(pair, data, structure, restarts, generator, start)
+    if pair.initialize is None and start is None and _is_symmetric(program, starts):
+        first = {name: value[0] for name, value in starts.items()}
+        moved = jitter(first, structure, generator)
+        starts = {name: torch.cat([moved[name].unsqueeze(0), value[1:]]) for name, value in starts.items()}
+    return starts
+
+
+def _is_symmetric(program: Program, starts: Params) -> bool:
+    """Whether the first start gives every row the same posterior: EM could never tell its labels apart."""
+    if not program.latents or program.num_rows < 2:
+        return False
+    first = {name: value[:1] for name, value in starts.items()}
+    for _, posteriors in program.posteriors(first):
+        for table in posteriors.values():
+            if len(table) > 1 and bool(((table - table[:1]).abs() > 1e-9).any()):
+                return False
+    return True
+
+
+def device_of(values: Any) -> torch.device:
+    """The device of the data."""
+    found: list[torch.device] = []
+
+    def note(tensor: Tensor) -> Tensor:
+        found.append(tensor.device)
+        return tensor
+
+    map_tensors(note, values)
+    return found[0]

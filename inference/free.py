@@ -1,0 +1,67 @@
+"""Params as free numbers: what a gradient step may move in any direction, 0 at the start."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from pyro.distributions import constraints
+from torch import Tensor
+from torch.distributions import transform_to
+
+EDGE = 1e-9  # a probability that starts at 0 could never leave it: it starts this far inside
+MATRICES = (
+    constraints.positive_definite,
+    constraints.positive_semidefinite,
+    constraints.lower_cholesky,
+)
+
+
+class Free(NamedTuple):
+    """How a param follows from free numbers of its own."""
+
+    shape: tuple[int, ...]
+    value: Callable[[Tensor], Tensor]
+
+
+def free_param(constraint: Any, start: Tensor) -> Free:
+    """Free numbers whose 0 is `start`.
+
+    A covariance moves in units of its own start, ``C T(f) C'`` with ``C`` the Cholesky factor of the start: so steps mean
+    the same whatever the units of the data.
+    """
+    constraint = base_constraint(constraint)
+    if constraint in (constraints.softplus_lower_cholesky, constraints.softplus_positive):
+        constraint = constraints.lower_cholesky if start.dim() > 1 else constraints.positive
+    if constraint in MATRICES and start.dim() > 1:
+        triangular = constraint is constraints.lower_cholesky
+        tril = start if triangular else torch.linalg.cholesky(start)
+        transform = transform_to(constraints.lower_cholesky if triangular else constraints.positive_definite)
+        if triangular:
+            return Free(tuple(start.shape), lambda free: tril @ transform(free))
+        return Free(tuple(start.shape), lambda free: tril @ transform(free) @ tril.mT)
+    transform = transform_to(constraint)
+    origin = transform.inv(inside(constraint, start))
+    return Free(tuple(origin.shape), lambda free: transform(origin + free))
+
+
+def base_constraint(constraint: Any) -> Any:
+    """A constraint without the dims that it was declared independent over."""
+    while isinstance(constraint, constraints.independent):
+        constraint = constraint.base_constraint
+    return constraint
+
+
+def inside(constraint: Any, value: Tensor) -> Tensor:
+    """A value on the boundary of its support, moved just inside."""
+    constraint = base_constraint(constraint)
+    if constraint is constraints.simplex:
+        value = value.clamp_min(EDGE)
+        return value / value.sum(-1, keepdim=True)
+    low, high = getattr(constraint, "lower_bound", None), getattr(constraint, "upper_bound", None)
+    if low is not None and high is not None:
+        return value.clamp(low + EDGE * (high - low), high - EDGE * (high - low))
+    if low is not None:
+        return value.clamp_min(low + EDGE)
+    return value if high is None else value.clamp_max(high - EDGE)

@@ -1,0 +1,155 @@
+"""The evidence lower bound of a model and its guide, as a function of free numbers.
+
+Discrete latents of a row are summed out exactly (the enumerated ELBO; no draw of them adds noise). Continuous latents
+are drawn from the guide by reparameterization (Kingma and Welling 2014); its entropy, and the expected log density of
+normal priors under a mean-field guide, are exact (analytic KL). With a batch of B rows of N the rows' share is scaled by
+N / B (Hoffman et al. 2013), so the expectation stays that of all rows.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .climb import log_prior
+from .data import slice_rows
+from .evidence import log_evidence
+from .guide_of import Sampled, Sampler, normal_base
+from .program import Program
+from .sites import Params, chunks
+
+Parts = dict[str, Tensor]
+
+
+class Estimate(NamedTuple):
+    """One estimate of the bound, and what it is made of (for the error message when it is not finite)."""
+
+    bound: Tensor
+    terms: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What SVI raises.
+
+    Attributes
+    ----------
+    program : Program
+        The model on all rows; continuous latents of a row are among its scored sites.
+    params : dict
+        Name -> how it follows from its free numbers.
+    sampler : Sampler
+        Draws the continuous latents; knows nothing of the model's density.
+    particles : int
+        Draws of each estimate.
+    alpha : float
+        Order of the Renyi bound (Li and Turner 2016): 1 is the ELBO, 0 the importance-weighted bound (Burda et al.
+        2016).
+    weights : Tensor (N,), optional
+        Of the rows.
+    """
+
+    program: Program
+    params: dict[str, Any]
+    sampler: Sampler
+    particles: int
+    alpha: float
+    weights: Tensor | None
+
+    @property
+    def rows_given(self) -> tuple[str, ...]:
+        """Continuous latents of a row."""
+        return self.program.structure.continuous
+
+    @property
+    def noisy(self) -> bool:
+        """Whether two estimates on all rows differ."""
+        return self.sampler.noisy
+
+    def values(self, free: Parts) -> Params:
+        """The model's params from their free numbers."""
+        return {name: one.value(free[f"param/{name}"]) for name, one in self.params.items()}
+
+    def __call__(self, free: Parts, rows: Tensor | None = None) -> Estimate:
+        """An estimate of the bound over all rows, from those in `rows` (all, where it is None)."""
+        program = self.program if rows is None else on_rows(self.program, rows)
+        share = self.weights if rows is None or self.weights is None else self.weights[rows]
+        scale = 1.0 if rows is None else self.program.num_rows / len(rows)
+        drawn = self.sampler.draw(free, program, rows, self.particles)
+        values = {name: value.expand(self.particles_of, *value.shape) for name, value in self.values(free).items()}
+        values |= drawn.values
+        log_rows, prior = self._log_joint(program, values, drawn)
+        if self.alpha == 1.0:
+            each = log_rows + drawn.entropy_rows
+            rows_part = (each if share is None else each * share).sum(1).mean() * scale
+            bound = rows_part + (prior + drawn.entropy).mean()
+            return Estimate(bound, {"rows": log_rows, "priors": prior, "guide": drawn.entropy})
+        return self._renyi(log_rows - drawn.log_q_rows, prior - drawn.log_q, share, scale)
+
+    @property
+    def particles_of(self) -> int:
+        """Draws side by side: one where nothing is drawn."""
+        return self.particles if self.sampler.noisy else 1
+
+    def _renyi(self, rows: Tensor, shared: Tensor, share: Tensor | None, scale: float) -> Estimate:
+        """(1 / (1 - alpha)) log mean w^(1 - alpha): row by row where nothing is shared, of the whole otherwise."""
+        power, count = 1 - self.alpha, math.log(len(rows))
+        if self.sampler.shared:
+            total = (rows if share is None else rows * share).sum(1) * scale + shared
+            bound = ((power * total).logsumexp(0) - count) / power
+        else:
+            each = ((power * rows).logsumexp(0) - count) / power
+            bound = (each if share is None else each * share).sum() * scale + shared.mean()
+        return Estimate(bound, {"rows": rows, "priors": shared})
+
+    def _log_joint(self, program: Program, values: Params, drawn: Sampled) -> tuple[Tensor, Tensor]:
+        """log p(x_n, u_n | theta) of each row, (m, B), and log p(theta), (m,)."""
+        if not program.runs_model:
+            return self._one(program, values, drawn)
+        each = []
+        for r in range(max((len(value) for value in values.values()), default=1)):
+            exact = {name: tuple(t[r % len(t)].unsqueeze(0) for t in both) for name, both in drawn.exact.items()}
+            one = {name: value[r : r + 1] for name, value in values.items()}
+            each.append(self._one(program, one, drawn._replace(exact=exact)))
+        return torch.cat([rows for rows, _ in each]), torch.cat([prior for _, prior in each])
+
+    def _one(self, program: Program, values: Params, drawn: Sampled) -> tuple[Tensor, Tensor]:
+        ready = program.prepare(values)
+        parts = [
+            log_evidence(program.factors(ready, rows)[0], program.order) + program.base_of(rows)
+            for rows in chunks(program.num_rows, program.chunk_size(values))
+        ]
+        log_rows = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+        exact = drawn.exact if self.alpha == 1.0 else {}
+        means = {name: mean for name, (mean, _) in exact.items() if name in values and name not in self.rows_given}
+        prior = log_prior(program, {**values, **means}, ready.trace)
+        nodes = (ready.trace or program.structure.trace).nodes
+        for name, (mean, sd) in exact.items():
+            fn = nodes[name]["fn"]
+            spread = 0.5 * (sd / normal_base(fn).scale) ** 2
+            if name in means:
+                prior = prior - spread.reshape(len(spread), -1).sum(1)
+            else:
+                term = fn.log_prob(mean[0]) - spread[0].flatten(spread[0].dim() - fn.event_dim).sum(-1)
+                term = term.movedim(program.structure.data_dim, -1)
+                log_rows = log_rows + term.reshape(-1, term.shape[-1]).sum(0)
+        return log_rows, prior
+
+
+def on_rows(program: Program, rows: Tensor) -> Program:
+    """The program on some of its rows, without reading the model again."""
+    return replace(
+        program,
+        data=slice_rows(program.data, rows),
+        structure=replace(program.structure, num_rows=len(rows)),
+        layout=replace(program.layout, num_rows=len(rows)),
+        products={name: replace(site, value=site.value[rows]) for name, site in program.products.items()},
+        patterns={name: found._replace(of_row=found.of_row[rows]) for name, found in program.patterns.items()},
+        tables={},
+        base=program.base[rows] if isinstance(program.base, Tensor) else program.base,
+        kept={},
+    )

@@ -1,0 +1,65 @@
+"""All free numbers of a fit as one vector: an optimizer step is then one operation, however many params there are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+Parts = dict[str, Tensor]
+PROBES = 8  # of the curvature: random signs, each the price of two gradients
+WIDEST = 1e6  # units lie between 1 / WIDEST and WIDEST
+
+
+@dataclass(frozen=True)
+class Vector:
+    """Named tensors laid end to end, each number measured from an origin in a unit of its own.
+
+    Adam moves every number by about the same step. In units of the curvature that step means the same for a mean in
+    dollars and for a log-odds.
+    """
+
+    origin: Parts
+    unit: Parts
+
+    @property
+    def size(self) -> int:
+        return sum(value.numel() for value in self.origin.values())
+
+    def unpack(self, x: Tensor) -> Parts:
+        """The named tensors at a point (P,); gradients flow."""
+        pieces = x.split([value.numel() for value in self.origin.values()])
+        return {
+            name: torch.addcmul(value, piece.reshape(value.shape), self.unit[name])
+            for (name, value), piece in zip(self.origin.items(), pieces, strict=True)
+        }
+
+
+def curvature(bound: Callable[[Parts], Tensor], at: Parts, names: list[str], generator: torch.Generator) -> Parts:
+    """Absolute diagonal of the Hessian of `bound` (Hutchinson's estimate), for the parts `names`."""
+    free = {name: at[name].clone().requires_grad_() for name in names}
+    leaves = list(free.values())
+    with torch.enable_grad():
+        gradients = torch.autograd.grad(bound({**at, **free}), leaves, create_graph=True, allow_unused=True)
+        gradients = tuple(torch.zeros_like(x) if g is None else g for g, x in zip(gradients, leaves, strict=True))
+        total = [torch.zeros_like(x) for x in leaves]
+        for _ in range(PROBES):
+            signs = [torch.randint(0, 2, x.shape, generator=generator).to(x) * 2 - 1 for x in leaves]
+            inner = sum(((g * s).sum() for g, s in zip(gradients, signs, strict=True)), torch.zeros(()))
+            if not inner.requires_grad:
+                break
+            products = torch.autograd.grad(inner, leaves, retain_graph=True, allow_unused=True)
+            total = [t if p is None else t + p * s for t, p, s in zip(total, products, signs, strict=True)]
+    return {name: (t / PROBES).abs().detach() for name, t in zip(names, total, strict=True)}
+
+
+def units(diagonal: Parts, num_rows: float) -> Parts:
+    """How far each number may move before one row's log density changes by about one half: 1 / sqrt(curvature)."""
+    out = {}
+    for name, value in diagonal.items():
+        per_row = value / num_rows
+        sound = torch.isfinite(per_row) & (per_row > WIDEST**-2)
+        out[name] = torch.where(sound, per_row, 1.0).rsqrt().clamp(1 / WIDEST, WIDEST)
+    return out
