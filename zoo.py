@@ -114,7 +114,8 @@ def load(folder: str | Path, pair: Pair | None = None) -> Fit:
     """
     arrays, record = read_run(folder)
     if record.get("kind") != "fit":
-        raise RunError(f"{folder}: the folder holds no fit")
+        holds = "a checkpoint of an unfinished fit: go on with svi(..., checkpoint=folder, resume=True)"
+        raise RunError(f"{folder}: the folder holds {holds if record.get('kind') == 'checkpoint' else 'no fit'}")
     origin = record["origin"]
     if pair is None:
         if origin is None:

@@ -1,4 +1,4 @@
-"""The loop of stochastic variational inference: Adam on one vector, learning rates that fall, a rule for when to stop."""
+"""The loop of stochastic variational inference: Adam on one vector, learning rates that fall, and when to stop."""
 
 from __future__ import annotations
 
@@ -87,8 +87,9 @@ class Ascent:
 
     def step(self, state: State) -> None:
         """One step of Adam (Kingma and Ba 2015) up the bound, its gradient clipped."""
-        x = state.x.detach().requires_grad_()
-        bound = self.bound(x)
+        with torch.enable_grad():  # a caller may have turned it off
+            x = state.x.detach().requires_grad_()
+            bound = self.bound(x)
         (gradient,) = torch.autograd.grad(bound, x)
         length = float(torch.linalg.vector_norm(gradient))
         value = float(bound.detach())
@@ -108,7 +109,7 @@ class Ascent:
         root = (state.square / (1 - BETAS[1] ** state.step)).sqrt_().add_(1e-12)
         state.x = torch.addcdiv(state.x, state.momentum, root, value=step_size)
         if self.noisy:
-            state.iterates.add(state.x if self.watched.all() else state.x[self.watched])
+            state.iterates.add(state.x)
 
     def look(self, state: State) -> None:
         """Is the ascent at rest at this learning rate? Then average, and lower the rate, or end."""
@@ -125,17 +126,14 @@ class Ascent:
         half = recent[len(recent) // 2 :]
         rise, error = gain(half)
         room = self.tol * (1 + abs(half[-1])) + 2 * error
-        at_rest = state.iterates.r_hat() <= STATIONARY or (rise <= error and state.since >= 32 * WINDOW)
-        near = state.iterates.error(ACCURACY * self.spread[self.watched]) <= 1
+        still = state.iterates.r_hat(self.watched) <= STATIONARY and rise <= 2 * error
+        at_rest = still or (rise <= error and state.since >= 32 * WINDOW)
+        near = state.iterates.error(ACCURACY * self.spread, self.watched) <= 1
         first = state.level == -math.inf
         if at_rest and (near or first):
             level = sum(half) / len(half)
-            self._average(state)
+            state.x = state.iterates.average()
             self._lower(state, level, room)
-
-    def _average(self, state: State) -> None:
-        state.x = state.x.clone()
-        state.x[self.watched] = state.iterates.average()
 
     def _lower(self, state: State, level: float, room: float) -> None:
         done = level - state.level <= room or state.rate <= LOWEST * self.rate

@@ -19,6 +19,7 @@ def blame(objective: Objective, free: Parts, rows: Tensor | None) -> str:
         for name, value in objective.values(free).items():
             if not torch.isfinite(value).all():
                 return f"param '{name}' is not finite"
+    free = {name: value.detach().requires_grad_() for name, value in free.items()}
     program = objective.program if rows is None else on_rows(objective.program, rows)
     drawn = objective.sampler.draw(free, program, rows, 1)
     values = {**objective.values(free), **{name: value[0] for name, value in drawn.values.items()}}

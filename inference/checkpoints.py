@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .data import Dataset
 from .arrays import tensors_of
+from .data import Dataset
 from .errors import OptionError
 from .plateau import Block, Iterates
 from .runs import RUN_FILE, RunError, read_run, write_run

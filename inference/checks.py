@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -21,8 +22,22 @@ ROWS = 65536  # checked together, so that no temporary is as large as the data
 def check_options(**options: Any) -> None:
     """Numbers that a driver takes: counts at least their minimum, tolerances not negative."""
     for name, (value, least) in options.items():
-        if isinstance(value, bool) or not isinstance(value, int | float) or not value >= least:
+        if isinstance(value, bool) or not isinstance(value, Real) or not value >= least:
             raise OptionError(f"{name}: met {value!r}, expected a number of at least {least}")
+
+
+def check_counts(**options: Any) -> None:
+    """Whole numbers that a driver takes, at least their minimum."""
+    for name, (value, least) in options.items():
+        if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
+            raise OptionError(f"{name}: met {value!r}, expected a whole number of at least {least}")
+
+
+def check_seed(seed: Any) -> int:
+    """A seed as torch's generators take it."""
+    if isinstance(seed, bool) or not isinstance(seed, Integral) or not 0 <= seed < 2**63:
+        raise OptionError(f"seed: met {seed!r}, expected a whole number from 0 to {2**63 - 1}")
+    return int(seed)
 
 
 def check_device(device: Any) -> torch.device:
@@ -104,7 +119,7 @@ def _fits(fn: Any, support: Any, value: Tensor) -> Tensor:
         low, high = (torch.as_tensor(b) for b in (support.lower_bound, support.upper_bound))
         inside = (value >= low.min()) & (value <= high.max())
         return inside & (value == value.floor()) if support.is_discrete else inside
-    if type(fn).__name__ == "Multinomial":
+    if isinstance(fn, torch.distributions.Multinomial):
         return ((value >= 0) & (value == value.floor())).all(-1)
     return support.check(value)
 
@@ -118,6 +133,7 @@ def _expected(fn: Any) -> str:
         )
     words = {
         "Poisson": "counts: whole numbers, none negative",
+        "NegativeBinomial": "counts: whole numbers, none negative",
         "Multinomial": "counts: whole numbers, none negative",
         "Binomial": "counts: whole numbers from 0 to its total_count",
         "Bernoulli": "0 or 1",
@@ -126,7 +142,8 @@ def _expected(fn: Any) -> str:
         "LogNormal": "positive numbers",
         "Gamma": "positive numbers",
     }
-    return words.get(kind, f"values in {fn.support}")
+    known = [words[parent.__name__] for parent in type(fn).__mro__ if parent.__name__ in words]
+    return known[0] if known else f"values in {fn.support}"
 
 
 def _check_text(name: str, fn: Any, value: Tensor, schema: Schema) -> None:
@@ -156,6 +173,7 @@ def check_spread(program: Program, params_learned: set[str], schema: Schema) -> 
 def _constant(site: Site, schema: Schema) -> str:
     assert site.variance is not None
     number = int((site.variance.flatten() <= 0).nonzero()[0])
+    number = number if site.gathered is None else int(site.gathered.first[number])
     names = schema.columns
     label = f"column '{names[number]}'" if names and len(names) == site.variance.numel() else f"column {number}"
     return (

@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 from torch.distributions import biject_to, transform_to
 
+from .checks import check_counts, check_seed
 from .climb import log_prior
 from .data import Dataset
+from .derived import derived_draws
 from .errors import ConvergenceWarning, ModelError, OptionError
 from .generate import empty_rows, joint_posterior, simulate
 from .labels import label_cells, relabel
@@ -25,29 +27,33 @@ INSIDE = 1e-9  # a probability estimated as 0 is moved this far inside before un
 
 
 def sample_posterior(fit: Any, dataset: Dataset, num: int, seed: int) -> dict[str, Tensor]:
-    """Draws (num, N) of every latent of a row, jointly, and the params (num, *shape)."""
-    with engine_state(seed):
+    """Draws (num, N) of every latent of a row, jointly, with what is computed of them, and the params (num, *shape)."""
+    check_counts(num=(num, 1))
+    with engine_state(check_seed(seed)):
         program, params = program_on(fit, dataset)
         found = latent_draws(program, params, num)
     return {**{name: value.expand(num, *value.shape) for name, value in fit.params.items()}, **found}
 
 
 def latent_draws(program: Program, params: Params, num: int) -> dict[str, Tensor]:
-    """Joint draws (num, N) of the latents of each row under one set of params."""
+    """Joint draws (num, N) of the latents of each row under one set of params, and of what is computed of them."""
     if not program.structure.latents:
-        return {}
+        return derived_draws(program, params, {}, num)
     configuration = dist.Categorical(joint_posterior(program, params)).sample((num,))
     out = {}
     for name, size in reversed(list(zip(program.structure.latents, program.layout.sizes, strict=True))):
         out[name] = configuration % size
         configuration = configuration // size
-    return dict(reversed(out.items()))
+    out = dict(reversed(out.items()))
+    return {**out, **derived_draws(program, params, out, num)}
 
 
 def param_draws(fit: Any, num: int, method: str, seed: int) -> dict[str, Tensor]:
     """Draws (num, *shape) of the params around their estimate."""
     if method not in METHODS:
         raise OptionError(f"draws: met {method!r}, expected one of {', '.join(METHODS)}")
+    check_counts(num=(num, 1))
+    seed = check_seed(seed)
     return laplace(fit, num, seed) if method == "laplace" else bootstrap(fit, num, seed)
 
 

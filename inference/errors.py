@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import warnings
-from pathlib import Path
 from typing import Any
 
 
@@ -38,7 +37,7 @@ class ConvergenceWarning(UserWarning):
 
 def warn(message: str) -> None:
     """A `ConvergenceWarning` at the line that called the package, however many of its own lie between."""
-    home, depth, frame = str(Path(__file__).parents[1]), 1, sys._getframe()
-    while frame.f_back is not None and frame.f_code.co_filename.startswith(home):
+    package, depth, frame = __name__.partition(".")[0], 1, sys._getframe()
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] == package:
         depth, frame = depth + 1, frame.f_back
     warnings.warn(message, ConvergenceWarning, stacklevel=depth)

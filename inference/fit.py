@@ -13,7 +13,7 @@ import torch
 from pyro.distributions import constraints
 from torch import Tensor
 
-from . import draws, generate, groups, saving, verbs
+from . import draws, generate, groups, guided, saving, verbs
 from .data import DataError, Dataset, Schema, adapt, map_tensors
 from .decompose import HalfStep, half_steps
 from .derived import Moments
@@ -74,8 +74,6 @@ class Fit:
     data: Dataset | None = field(default=None, compare=False)
     weights: Any = field(default=None, compare=False)
 
-    score_kind = "exact"
-
     # --- how good ---------------------------------------------------------------------------------------------------
 
     @property
@@ -93,9 +91,17 @@ class Fit:
         """Integrated completed likelihood (Biernacki et al. 2000), smaller is better: BIC + 2 entropies."""
         return self.bic + 2 * self.entropy
 
+    @property
+    def score_kind(self) -> str:
+        """What `score` is: exact, an average over draws of shared latents, or an importance-weighted bound."""
+        if not self.guide:
+            return "exact"
+        rows = math.isnan(self.entropy)  # continuous latents of a row are summed out by nobody
+        return "importance-weighted bound" if rows else "average over draws from the guide"
+
     def score(self, data: Any = None) -> Tensor:
-        """log p(x_n) of each row, (N,), exact: latents summed out, missing cells integrated out."""
-        return verbs.score(self, self.adapted(data))
+        """log p(x_n) of each row, (N,), missing cells integrated out; `score_kind` says how latents were."""
+        return (guided if self.guide else verbs).score(self, self.adapted(data))
 
     # --- latents ----------------------------------------------------------------------------------------------------
 
@@ -103,7 +109,7 @@ class Fit:
         """Posterior of each latent of a row: probabilities (N, K) by site, (N, plates, K) inside further plates; and
         `Moments`, mean and sd (N, ...), of what the model computes of them (`pyro.deterministic` in the data plate).
         """
-        return verbs.latents(self, self.adapted(data))
+        return (guided if self.guide else verbs).latents(self, self.adapted(data))
 
     def clusters(self, data: Any = None) -> Tensor:
         """The most probable value (N,) of the model's one latent of a row."""
@@ -116,8 +122,12 @@ class Fit:
         return next(iter(found.values())).argmax(-1)
 
     def posterior(self, site: str, data: Any = None) -> Any:
-        """The posterior of one latent as a Pyro distribution: Categorical for a latent of a row, Delta for a
-        shared one."""
+        """The posterior of one latent as a Pyro distribution: Categorical for a discrete one, the guide's factor for a
+        continuous one, Delta for what was learned as a point."""
+        if self.guide:
+            dataset = self.adapted(data)
+            if site in guided.continuous_of(self, dataset):
+                return guided.factor(self, site, dataset)
         if site in self.params:
             return dist.Delta(self.params[site])
         found = self.latents(data)
@@ -133,7 +143,7 @@ class Fit:
 
     def sample_posterior(self, num: int = 1000, data: Any = None, seed: int = 0) -> dict[str, Tensor]:
         """Draws (num, N, ...) of every latent of a row given the data, and the params beside them."""
-        return draws.sample_posterior(self, self.adapted(data), num, seed)
+        return (guided if self.guide else draws).sample_posterior(self, self.adapted(data), num, seed)
 
     # --- new data and missing cells ---------------------------------------------------------------------------------
 
@@ -152,6 +162,10 @@ class Fit:
         return generate.impute(self, self.adapted(data))
 
     # --- uncertainty, export, pictures ------------------------------------------------------------------------------
+
+    def shared_draws(self, num: int = 100, seed: int = 0, data: Any = None) -> dict[str, Tensor]:
+        """Draws (num, *shape) of the latents that all rows share from the guide, learned params beside them."""
+        return guided.shared_draws(self, self.adapted(data), num, seed)
 
     def param_draws(self, num: int = 100, method: str = "laplace", seed: int = 0) -> dict[str, Tensor]:
         """Draws (num, *shape) of the params: "laplace" or "bootstrap" (parametric, refitted, labels aligned)."""

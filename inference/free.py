@@ -28,8 +28,8 @@ class Free(NamedTuple):
 def free_param(constraint: Any, start: Tensor) -> Free:
     """Free numbers whose 0 is `start`.
 
-    A covariance moves in units of its own start, ``C T(f) C'`` with ``C`` the Cholesky factor of the start: so steps mean
-    the same whatever the units of the data.
+    A covariance moves in units of its own start, ``C T(f) C'`` with ``C`` the Cholesky factor of the start: so steps
+    mean the same whatever the units of the data.
     """
     constraint = base_constraint(constraint)
     if constraint in (constraints.softplus_lower_cholesky, constraints.softplus_positive):

@@ -15,7 +15,8 @@ from pyro import poutine
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
-from .data import DataError, Dataset, map_tensors, template
+from .checks import check_counts, check_seed
+from .data import DataError, Dataset, map_tensors, slice_rows, template
 from .errors import ModelError
 from .patterns import find_patterns
 from .program import Program
@@ -23,6 +24,8 @@ from .sites import Layout, Params
 from .structure import Bind, engine_state, is_bookkeeping, sample_sites
 from .symbols import plain, provenance, symbol
 from .verbs import program_on
+
+PREDICTIVE_DRAWS = 50  # of what all rows share, that generated rows are spread over
 
 
 class Draw(Messenger):
@@ -41,12 +44,28 @@ class Draw(Messenger):
 
 def generate(fit: Any, num: int, given: dict[str, Any], seed: int) -> Any:
     """`num` new rows from the fitted model."""
-    if num < 1:
-        raise DataError(f"generate: met num={num}, expected at least 1 row")
+    check_counts(num=(num, 1))
     values = empty_rows(fit, num)
-    with engine_state(seed), torch.no_grad():
-        out = simulate(fit, values, fit.params, given)
+    with engine_state(check_seed(seed)), torch.no_grad():
+        out = simulate(fit, values, fit.params, given) if not fit.guide else _predict(fit, values, num, given)
     return fit.schema.decode(out) if isinstance(out, Tensor) else out
+
+
+def _predict(fit: Any, values: Any, num: int, given: dict[str, Any]) -> Any:
+    """Rows from the posterior predictive: a share of them under each of many draws of what all rows share."""
+    shares = min(num, PREDICTIVE_DRAWS)
+    params = fit.shared_draws(shares)
+    parts = []
+    for s, rows in enumerate(torch.arange(num).tensor_split(shares)):
+        own = {
+            name: value[rows] if torch.as_tensor(value).dim() and len(value) == num else value
+            for name, value in given.items()
+        }
+        one = {name: value[s] for name, value in params.items()}
+        parts.append(simulate(fit, slice_rows(values, rows), one, own))
+    if isinstance(parts[0], Tensor):
+        return torch.cat(parts)
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
 def empty_rows(fit: Any, num: int) -> Any:
@@ -147,7 +166,7 @@ def joint_posterior(program: Program, params: Params) -> Tensor:
         raise ModelError(
             "a latent lies in a plate of its own inside the rows: joint posteriors are not tabulated for it"
         )
-    return torch.cat([table.flatten(1) for table in program.joint_posteriors(params)])
+    return torch.cat([table.reshape(len(table), -1) for table in program.joint_posteriors(params)])
 
 
 def expected_value(fn: Any, layout: Layout, table: Tensor, value: Tensor, everywhere: bool) -> Tensor:
@@ -157,7 +176,8 @@ def expected_value(fn: Any, layout: Layout, table: Tensor, value: Tensor, everyw
     while isinstance(base, dist.Independent):
         declared += base.reinterpreted_batch_ndims
         base = base.base_dist
-    if isinstance(base, dist.MultivariateNormal) and not declared and not everywhere:
+    vector = isinstance(base, dist.MultivariateNormal | dist.MultivariateStudentT)  # whose regressions are the same
+    if vector and not declared and not everywhere:
         return _conditional_mean(base, layout, table, value)
     if isinstance(base, dist.Categorical):
         return _mix(layout, table, base.probs, declared + 1).argmax(-1).to(torch.float64)

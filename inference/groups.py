@@ -9,11 +9,14 @@ import torch
 from torch import Tensor
 
 from . import draws as drawing
+from . import guided
+from .checks import check_seed
 from .data import Dataset
 from .export import to_arviz as open_in_arviz
 from .generate import simulate
 from .labels import Cells, label_cells
 from .program import Program
+from .sites import Params
 from .structure import engine_state
 from .symbols import plain
 from .verbs import program_on
@@ -30,27 +33,25 @@ def arviz_groups(fit: Any, dataset: Dataset, draws: str | None, num_draws: int, 
     """Arguments of `export.to_arviz`: groups, coords, dims and attrs, as NumPy arrays with leading (chain=1,
     draw=S).
     """
-    if draws is None:
+    seed = check_seed(seed)
+    if fit.guide:
+        params = guided.shared_draws(fit, dataset, num_draws, seed)
+    elif draws is None:
         params = {name: value.unsqueeze(0) for name, value in fit.params.items()}
     else:
         params = drawing.param_draws(fit, num_draws, draws, seed)
     count = len(next(iter(params.values()))) if params else 1
     with engine_state(seed), torch.no_grad():
-        program, _ = program_on(fit, dataset)
-        latents, scores, predicted = [], [], []
-        for s in range(count):
-            one = {name: value[s] for name, value in params.items()}
-            batch = {name: value.unsqueeze(0) for name, value in one.items()}
-            scores.append(program.row_log_prob(batch).squeeze(0))
-            latents.append({name: value[0] for name, value in drawing.latent_draws(program, batch, 1).items()})
-            predicted.append(simulate(fit, dataset.values, one))
+        program, latents, scores = _of_rows(fit, dataset, params, count)
+        each = [{name: value[s] for name, value in params.items()} for s in range(count)]
+        predicted = [simulate(fit, dataset.values, one) for one in each]
     observed = {name: plain(program.structure.trace.nodes[name]["value"]) for name in program.structure.observed}
     if isinstance(dataset.values, Tensor) and isinstance(
         predicted[0], Tensor
     ):  # the table itself, not its columns one by one
         observed = {"x": dataset.values}
         predicted = [{"x": one} for one in predicted]
-    dims, coords = _dims(fit, program, dataset, observed)
+    dims, coords = _dims(fit, program, dataset, observed, latents[0])
     rows = torch.stack(scores)
     groups: Groups = {
         "posterior": {**_chain(params), **_chain({n: torch.stack([d[n] for d in latents]) for n in latents[0]})},
@@ -66,12 +67,34 @@ def arviz_groups(fit: Any, dataset: Dataset, draws: str | None, num_draws: int, 
     return {"groups": groups, "coords": coords, "dims": dims, "attrs": attrs}
 
 
+def _of_rows(
+    fit: Any, dataset: Dataset, params: Params, count: int
+) -> tuple[Program, list[dict[str, Tensor]], list[Tensor]]:
+    """For each draw of the params: one of the latents of every row, and log p(x_n) with them summed out, (N,)."""
+    latents, scores = [], []
+    on_rows = guided.guided_on(fit, dataset) if fit.guide else None
+    program = on_rows.program if on_rows else program_on(fit, dataset)[0]
+    draws = list(guided.draws_of(on_rows, count)) if on_rows else [{} for _ in range(count)]
+    for s, drawn in enumerate(draws):
+        batch = {**drawn, **{name: value[s : s + 1] for name, value in params.items()}}
+        found = {name: value[0] for name, value in drawing.latent_draws(program, batch, 1).items()}
+        for name in program.structure.continuous:
+            found[name] = guided.rows_first(program, name, batch[name][0])
+        latents.append(found)
+        if on_rows and on_rows.per_row:
+            held = {name: value[s : s + 1] for name, value in params.items()}
+            scores.append(guided.importance(on_rows, guided.SHORT, held))
+        else:
+            scores.append(program.row_log_prob(batch).squeeze(0))
+    return program, latents, scores
+
+
 def _chain(values: dict[str, Tensor]) -> dict[str, np.ndarray]:
     return {name: value.detach().cpu().numpy()[None] for name, value in values.items()}
 
 
 def _dims(
-    fit: Any, program: Program, dataset: Dataset, observed: dict[str, Tensor]
+    fit: Any, program: Program, dataset: Dataset, observed: dict[str, Tensor], latents: dict[str, Tensor]
 ) -> tuple[dict[str, list[str]], dict[str, Any]]:
     columns, width = dataset.schema.columns, dataset.schema.width
     coords: dict[str, Any] = {"data": np.arange(program.num_rows)}
@@ -82,6 +105,8 @@ def _dims(
     for name, latent in program.structure.latents.items():
         coords[f"{name}_label"] = np.arange(latent.cardinality)
         dims[name] = ["data"]
+    for name, drawn in latents.items():
+        dims.setdefault(name, ["data", *(f"{name}_dim_{i}" for i in range(1, drawn.dim()))])
     for name, value in fit.params.items():
         dims[name] = _param_dims(name, value, cells, width)
     for name, value in observed.items():

@@ -64,7 +64,7 @@ class Block(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Derived:
+class NormalGuide:
     """A normal guide over all shared latents, and one for each row over the row's own.
 
     Attributes
@@ -153,7 +153,7 @@ class Derived:
         return value.movedim(1, value.dim() - event + self.row_dim)
 
 
-def derive(structure: Structure, shape: GuideShape, starts: Parts) -> tuple[Derived, Parts, Parts]:
+def derive(structure: Structure, shape: GuideShape, starts: Parts) -> tuple[NormalGuide, Parts, Parts]:
     """The guide that a model needs; the centre of its shared part (d,) and of each row's (N, d_row), unconstrained."""
     blocks, centers = [], []
     for name, param in structure.params.items():
@@ -172,7 +172,18 @@ def derive(structure: Structure, shape: GuideShape, starts: Parts) -> tuple[Deri
         row_sizes += block.size
     center = {"shared/": torch.cat(centers)} if centers else {}
     local = {"local/": torch.zeros(structure.num_rows, row_sizes, dtype=torch.float64)} if row_blocks else {}
-    return Derived(shape, tuple(blocks), tuple(row_blocks), structure.data_dim), center, local
+    return NormalGuide(shape, tuple(blocks), tuple(row_blocks), structure.data_dim), center, local
+
+
+def exact_of_rows(structure: Structure, shape: GuideShape | None, guide: Any, data: Any) -> set[str]:
+    """Latents of a row whose expected log prior is exact under the guide: they need not be scored at draws."""
+    if shape is None:
+        learned = {n: double(param.value) for n, param in structure.params.items() if param.prior is None}
+        own, _ = own_guide(guide, data, structure, lambda free: learned, learned)
+        return set(own.exact) & set(structure.continuous)
+    if shape.name != "mean_field":
+        return set()
+    return {n for n in structure.continuous if _has_normal_prior(structure.trace.nodes[n]["fn"], structure)}
 
 
 def _row_block(name: str, site: Any, structure: Structure, shape: GuideShape) -> Block:
@@ -217,7 +228,7 @@ class BindParams(Messenger):
 
 
 @dataclass(frozen=True)
-class Own:
+class OwnGuide:
     """A guide that the user wrote: run once for every draw.
 
     Attributes
@@ -242,8 +253,12 @@ class Own:
         own = {name: one.value(free[f"guide/{name}"]) for name, one in self.params.items()}
         return {**self.of_model(free), **own}
 
+    def bound(self, free: Parts) -> BindParams:
+        """A handler under which the guide has the params of these free numbers."""
+        return BindParams(self.values(free))
+
     def draw(self, free: Parts, program: Program, rows: Tensor | None, num: int) -> Sampled:
-        bound = BindParams(self.values(free))
+        bound = self.bound(free)
         each = []
         for _ in range(num):
             with bound:
@@ -260,7 +275,7 @@ class Own:
             entropy = entropy + torch.stack([one for one, _ in kept]) + torch.stack([one for one, _ in sure])
             entropy_rows = entropy_rows + torch.stack([r for _, r in kept]) + torch.stack([r for _, r in sure])
             for name in self.exact:
-                bases = [normal_base(sites[name]["fn"]) for sites in each]
+                bases = [base_of(sites[name]["fn"]) for sites in each]
                 shape = values[name].shape[1:]
                 exact[name] = (
                     torch.stack([base.loc.expand(shape) for base in bases]),
@@ -305,7 +320,8 @@ def _center(fn: Any) -> Tensor:
     return fn.sample((DRAWS_OF_CENTER,)).mean(0)
 
 
-def normal_base(fn: Any) -> Any:
+def base_of(fn: Any) -> Any:
+    """A distribution without the dims that it was declared independent over."""
     while isinstance(fn, dist.Independent):
         fn = fn.base_dist
     return fn
@@ -313,7 +329,7 @@ def normal_base(fn: Any) -> Any:
 
 def own_guide(
     guide: Callable[[Any], Any], data: Any, structure: Structure, of_model: Callable[[Parts], Parts], start: Parts
-) -> tuple[Own, Parts]:
+) -> tuple[OwnGuide, Parts]:
     """The user's guide read once on a few rows and checked against the model; starting values of its own params.
 
     Raises
@@ -339,7 +355,7 @@ def own_guide(
             raise ModelError(f"guide: site '{name}' must be {where} the plate \"{DATA_PLATE}\", as in the model")
         if not site["fn"].has_rsample:
             raise ModelError(
-                f"guide: site '{name}' is a {type(site['fn']).__name__}, whose draws carry no gradient: "
+                f"guide: site '{name}' is a {type(base_of(site['fn'])).__name__}, whose draws carry no gradient: "
                 f"use a distribution with reparameterized draws, such as Normal, LogNormal, Gamma or Beta"
             )
     known = set(structure.params)
@@ -350,7 +366,7 @@ def own_guide(
     }
     exact = _exact_sites(guide, few, sites, structure, start)
     parts = {f"guide/{name}": torch.zeros(one.shape, dtype=torch.float64) for name, one in free.items()}
-    return Own(guide, structure, free, of_model, exact), parts
+    return OwnGuide(guide, structure, free, of_model, exact), parts
 
 
 def _exact_sites(guide: Any, few: Any, sites: Any, structure: Structure, start: Parts) -> tuple[str, ...]:
@@ -368,6 +384,6 @@ def _exact_sites(guide: Any, few: Any, sites: Any, structure: Structure, start: 
     found = []
     for name, site in sites.items():
         prior = structure.trace.nodes[name]["fn"]
-        if type(normal_base(site["fn"])) is dist.Normal and _has_normal_prior(prior, structure):
+        if type(base_of(site["fn"])) is dist.Normal and _has_normal_prior(prior, structure):
             found.append(name)
     return tuple(found)

@@ -85,7 +85,9 @@ def _draw_full_rank(parts: Parts, num: int) -> Draw:
 
 
 def _declare_low_rank(center: Tensor, unit: Tensor) -> Parts:
-    rank = max(1, min(RANK, center.shape[-1] // 2))
+    rank = min(RANK, center.shape[-1] // 2)
+    if rank == 0:
+        return _declare_mean_field(center, unit)
     # small and distinct, so that the columns can grow apart
     pattern = torch.cos(torch.arange(center.shape[-1] * rank, dtype=center.dtype)).reshape(-1, rank)
     factor = 0.1 * FIRST_SCALE * unit.unsqueeze(-1) * pattern
@@ -93,6 +95,8 @@ def _declare_low_rank(center: Tensor, unit: Tensor) -> Parts:
 
 
 def _draw_low_rank(parts: Parts, num: int) -> Draw:
+    if "factor" not in parts:
+        return _draw_mean_field(parts, num)
     normal = torch.distributions.LowRankMultivariateNormal(
         parts["loc"], parts["factor"], (2 * parts["log_scale"]).exp(), validate_args=False
     )
@@ -124,7 +128,7 @@ SHAPES = {
             "low_rank",
             _declare_low_rank,
             _draw_low_rank,
-            lambda p: p["factor"] @ p["factor"].mT + _diagonal(p),
+            lambda p: p["factor"] @ p["factor"].mT + _diagonal(p) if "factor" in p else _diagonal(p),
         ),
         GuideShape(
             "delta",

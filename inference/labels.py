@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from .program import Program
@@ -32,7 +31,7 @@ def label_cells(program: Program) -> Cells:
                         own.setdefault(argument.param, []).append(
                             argument.index.movedim(-1, 0).reshape(latent.cardinality, -1)
                         )
-        cells = {param: torch.cat(parts, 1) for param, parts in own.items()}
+        cells = {param: torch.cat(parts, 1).unique(dim=1) for param, parts in own.items()}  # many cells may take one
         cells = {param: cell for param, cell in cells.items() if cell.unique().numel() == cell.numel()}
         if cells and latent.cardinality > 1:
             found[name] = cells
@@ -41,6 +40,10 @@ def label_cells(program: Program) -> Cells:
 
 def relabel(params: dict[str, Tensor], reference: dict[str, Tensor], cells: Cells) -> dict[str, Tensor]:
     """The same params with labels permuted to lie nearest to `reference` (one optimal assignment per latent)."""
+    if params is reference or not cells:
+        return dict(params)
+    from scipy.optimize import linear_sum_assignment  # takes a tenth of a second to import
+
     params = dict(params)
     for own in cells.values():
         mine, theirs = _profiles(params, reference, own)

@@ -2,8 +2,8 @@
 
 Discrete latents of a row are summed out exactly (the enumerated ELBO; no draw of them adds noise). Continuous latents
 are drawn from the guide by reparameterization (Kingma and Welling 2014); its entropy, and the expected log density of
-normal priors under a mean-field guide, are exact (analytic KL). With a batch of B rows of N the rows' share is scaled by
-N / B (Hoffman et al. 2013), so the expectation stays that of all rows.
+normal priors under a mean-field guide, are exact (analytic KL). With a batch of B rows of N the rows' share is scaled
+by N / B (Hoffman et al. 2013), so the expectation stays that of all rows.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from torch import Tensor
 from .climb import log_prior
 from .data import slice_rows
 from .evidence import log_evidence
-from .guide_of import Sampled, Sampler, normal_base
+from .guide_of import Sampled, Sampler, base_of
 from .program import Program
-from .sites import Params, chunks
+from .sites import Params, Site, chunks
 
 Parts = dict[str, Tensor]
 
@@ -130,11 +130,12 @@ class Objective:
         nodes = (ready.trace or program.structure.trace).nodes
         for name, (mean, sd) in exact.items():
             fn = nodes[name]["fn"]
-            spread = 0.5 * (sd / normal_base(fn).scale) ** 2
+            spread = 0.5 * (sd / base_of(fn).scale) ** 2
             if name in means:
                 prior = prior - spread.reshape(len(spread), -1).sum(1)
-            else:
-                term = fn.log_prob(mean[0]) - spread[0].flatten(spread[0].dim() - fn.event_dim).sum(-1)
+            elif name not in program.scored:
+                event = tuple(range(-fn.event_dim, 0))
+                term = fn.log_prob(mean[0]) - (spread[0].sum(event) if event else spread[0])
                 term = term.movedim(program.structure.data_dim, -1)
                 log_rows = log_rows + term.reshape(-1, term.shape[-1]).sum(0)
         return log_rows, prior
@@ -147,9 +148,15 @@ def on_rows(program: Program, rows: Tensor) -> Program:
         data=slice_rows(program.data, rows),
         structure=replace(program.structure, num_rows=len(rows)),
         layout=replace(program.layout, num_rows=len(rows)),
-        products={name: replace(site, value=site.value[rows]) for name, site in program.products.items()},
+        products={name: site_on(site, rows) for name, site in program.products.items()},
         patterns={name: found._replace(of_row=found.of_row[rows]) for name, found in program.patterns.items()},
         tables={},
         base=program.base[rows] if isinstance(program.base, Tensor) else program.base,
         kept={},
     )
+
+
+def site_on(site: Site, rows: Tensor) -> Site:
+    """An observed site on some of its rows."""
+    gathered = None if site.gathered is None else site.gathered.on_rows(rows)
+    return replace(site, value=site.value[rows], gathered=gathered)

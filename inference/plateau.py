@@ -2,8 +2,8 @@
 
 At a fixed learning rate the iterates of a stochastic ascent become stationary around the optimum. They have when the
 split R-hat of their recent past is near 1 (Welandawe, Andersen, Vehtari and Huggins 2024, "A framework for improving
-the reliability of black-box variational inference"); their average is then far nearer the optimum than any of them, with
-a Monte Carlo error that batch means estimate. Then the learning rate falls, until the bound gains no more by it.
+the reliability of black-box variational inference"); their average is then far nearer the optimum than any of them,
+with a Monte Carlo error that batch means estimate. Then the learning rate falls, until the bound gains no more by it.
 """
 
 from __future__ import annotations
@@ -68,8 +68,8 @@ class Iterates:
         """Mean of the recent half."""
         return _merged(self.last_half()).mean
 
-    def r_hat(self) -> float:
-        """Split R-hat of the recent half, of the worst number (Gelman et al. 2013, 11.4)."""
+    def r_hat(self, watched: Tensor) -> float:
+        """Split R-hat of the recent half, of the worst number watched (Gelman et al. 2013, 11.4)."""
         recent = self.last_half()
         if len(recent) < 4:
             return float("inf")
@@ -78,15 +78,15 @@ class Iterates:
         within = (first.square / (first.count - 1) + second.square / (second.count - 1)) / 2
         between = n * (first.mean - second.mean) ** 2 / 2
         ratio = torch.where(within > 0, ((n - 1) / n * within + between / n) / within.clamp_min(1e-300), 1.0)
-        return float(ratio.max().sqrt())
+        return float(ratio[watched].max().sqrt())
 
-    def error(self, wanted: Tensor) -> float:
-        """Monte Carlo standard error of the average in units of `wanted` (P,), of the worst number, by batch means."""
+    def error(self, wanted: Tensor, watched: Tensor) -> float:
+        """Monte Carlo standard error of the average, in units of `wanted` (P,), of the worst number watched."""
         recent = self.last_half()
         if len(recent) < 4:
             return float("inf")
         means = torch.stack([block.mean for block in recent])
-        return float((means.std(0) / len(recent) ** 0.5 / wanted).max())
+        return float((means.std(0) / len(recent) ** 0.5 / wanted)[watched].max())  # by batch means
 
 
 def _merged(blocks: list[Block]) -> Block:

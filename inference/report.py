@@ -9,6 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
+from .derived import Moments
+
 
 def write_report(fit: Any, folder: str | Path, kinds: Iterable[str | None]) -> list[str]:
     """The run folder of a fit that has its data, with figures (PNG) and the latents of its rows (CSV) in it.
@@ -39,10 +41,17 @@ def write_report(fit: Any, folder: str | Path, kinds: Iterable[str | None]) -> l
     return files
 
 
-def latent_columns(latents: dict[str, Tensor]) -> dict[str, list[Any]]:
-    """Posteriors (N, K) or (N, plates, K) by site as columns (N,): the most probable value, and probabilities."""
+def latent_columns(latents: dict[str, Tensor | Moments]) -> dict[str, list[Any]]:
+    """Posteriors by site as columns (N,): of probabilities (N, K) or (N, plates, K) the most probable value, and each;
+    of moments (N, ...) the mean and the standard deviation.
+    """
     columns: dict[str, list[Any]] = {}
     for site, probs in latents.items():
+        if isinstance(probs, Moments):
+            for part in Moments._fields:
+                for index, column in enumerate(getattr(probs, part).reshape(len(probs.mean), -1).unbind(1)):
+                    columns[f"{site}_{part}" if probs.mean.dim() == 1 else f"{site}[{index}]_{part}"] = column.tolist()
+            continue
         for index, part in enumerate(probs.reshape(len(probs), -1, probs.shape[-1]).unbind(1)):
             name = site if probs.dim() == 2 else f"{site}[{index}]"
             columns[name] = part.argmax(-1).tolist()

@@ -30,6 +30,7 @@ def save(fit: Any, folder: str | Path) -> Path:
     """Write a fit to a folder."""
     arrays = {f"params/{name}": value for name, value in fit.params.items()}
     arrays |= {f"start/{name}": value for name, value in fit.start.items()}
+    arrays |= {f"guide/{name}": value for name, value in fit.guide_parts.items()}
     arrays["history"] = fit.history
     modes = []
     for number, mode in enumerate(fit.mode_map):
@@ -41,6 +42,7 @@ def save(fit: Any, folder: str | Path) -> Path:
     record = {
         "kind": "fit",
         "inference": fit.inference,
+        "guide": fit.guide,
         "reason": fit.reason,
         "converged": fit.converged,
         "log_likelihood": fit.log_likelihood,
@@ -69,6 +71,7 @@ def restored(arrays: dict[str, torch.Tensor], record: dict[str, Any]) -> dict[st
     bounds = tuple(arrays["bounds"].tolist())
     plain = (
         "inference",
+        "guide",
         "reason",
         "converged",
         "log_likelihood",
@@ -82,6 +85,7 @@ def restored(arrays: dict[str, torch.Tensor], record: dict[str, Any]) -> dict[st
         **{name: record[name] for name in plain},
         "params": under("params/"),
         "start": under("start/"),
+        "guide_parts": under("guide/"),
         "history": arrays["history"],
         "schema": Schema.from_json(record["schema"]),
         "mode_map": ModeMap(modes, bounds, record["failed"]),

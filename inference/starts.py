@@ -96,3 +96,22 @@ def _checked(given: Mapping[str, Any], declared: dict[str, Tensor], source: str)
             )
         out[name] = value
     return out
+
+
+def random_regressions(
+    inputs: Tensor, response: Tensor, num: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Least squares lines through small samples of rows: intercepts (num,), slopes (num, P) and one spread of all.
+
+    The spread is the residual standard deviation of the line through all rows, from which every component starts.
+    """
+    seen = (~response.isnan()).nonzero().flatten()
+    x = torch.cat([torch.ones(len(seen), 1), inputs[seen].double()], 1)
+    y = response[seen].double()
+    size = min(len(seen), 2 * x.shape[1])
+    rows = torch.stack([torch.randperm(len(seen), generator=generator)[:size] for _ in range(num)])
+    whole = torch.linalg.pinv(x) @ y
+    lines = torch.stack([whole + torch.linalg.pinv(x[own]) @ (y[own] - x[own] @ whole) for own in rows])
+    # half way to the line of all rows: a line through few rows alone may lie far from every row
+    lines = 0.5 * (lines + whole)
+    return lines[:, 0], lines[:, 1:], (y - x @ whole).square().mean().sqrt()

@@ -22,6 +22,7 @@ from .data import Dataset, num_rows
 from .errors import ConvergenceWarning, FitError, ModelError, OptionError, warn
 from .estep import one_thread
 from .fit import Fit, finish
+from .guide_of import OwnGuide, exact_of_rows
 from .guides import SHAPES, GuideShape
 from .labels import label_cells
 from .loop import Progress
@@ -36,6 +37,7 @@ logging.getLogger("latentzoo").addHandler(logging.NullHandler())
 FULL_BATCH = 5_000  # rows up to which every step sees all of them
 BATCH = 1_000
 RACE = 200  # steps of each start before the best goes on
+DRAWS = 100  # of the estimate of the bound that was reached
 LARGE = 1_000_000  # numbers of a step from which torch's threads pay
 
 
@@ -141,14 +143,16 @@ def svi(
         batch = _batch_size(batch_size, rows)
         share = row_weights(weights, num_rows(dataset.values), home)
         check_values(structure, dataset.schema)
-        program = compile_program(pair.model, dataset.values, structure, given=structure.continuous)
+        exact = exact_of_rows(structure, shape, pair.guide, dataset.values) if alpha == 1.0 else set()
+        given = [name for name in structure.continuous if name not in exact]
+        program = compile_program(pair.model, dataset.values, structure, given=given)
         starts = first_starts(pair, dataset.values, program, restarts, torch.Generator().manual_seed(int(seed)), start)
         options = Options(shape, num_particles, alpha, batch, learning_rate, tol, clip, int(seed))
         _validate(program, {name: value[0] for name, value in starts.items()})
         lead = max((len(value) for value in starts.values()), default=1)
         runs = [begin(pair, program, {n: v[r] for n, v in starts.items()}, options, share) for r in range(lead)]
-        race = min(RACE, num_steps // 10) if lead > 1 else 0
-        asked = {"guide": shape.name if shape else "own", "race": race, "restarts": lead, "rows": rows}
+        race = min(RACE, num_steps) if lead > 1 else 0
+        asked = {"guide": shape.name if shape else "own", "restarts": lead}
         asked |= {name: value for name, value in options._asdict().items() if name != "shape"}
         saver = Checkpoints(checkpoint, checkpoint_steps, checkpoint_seconds, identity(runs[0], dataset, asked))
         bar = Progress(num_steps, "svi", progress)
@@ -194,15 +198,16 @@ def _finished(
     """The fit of what a run has reached."""
     state = run.state
     params, parts = run.params(), run.parts()
-    history = state.bounds or [float("nan")]
-    level = history[-min(len(history), WINDOW) :]
-    outcome = Outcome(params, [*history, sum(level) / len(level)], state.converged, False, run.start)
+    history = [*state.bounds, _level(run)]
+    outcome = Outcome(params, history, state.converged, False, run.start)
     modes = map_modes([outcome], label_cells(run.program), 0)
     if len(ends) > 1:  # where the others stood when the race was over
         modes = replace(modes, bounds=tuple(ends))
     guided = {name: value for name, value in parts.items() if not name.startswith("param/")}
-    shape = options.shape
-    name = "" if not guided or (shape is not None and not shape.noisy) else shape.name if shape else "own"
+    shape, sampler = options.shape, run.objective.sampler
+    if isinstance(sampler, OwnGuide):  # its own starting values may be drawn at random: keep what it reached
+        guided = {f"value/{name}": one.value(parts[f"guide/{name}"]) for name, one in sampler.params.items()}
+    name = "" if shape is not None and not (guided and shape.noisy) else shape.name if shape else "own"
     return finish(
         pair,
         dataset,
@@ -216,6 +221,17 @@ def _finished(
         guide=name,
         guide_parts=guided if name else {},
     )
+
+
+def _level(run: Run) -> float:
+    """The bound where a run stands: on all rows, and of many draws, where they are few enough for that."""
+    objective, state = run.objective, run.state
+    if run.ascent.noisy and run.program.num_rows > FULL_BATCH:
+        recent = state.bounds[-WINDOW:]
+        return sum(recent) / len(recent) if recent else float("nan")
+    with torch.no_grad():
+        found = [float(objective(run.parts()).bound) for _ in range(DRAWS if objective.noisy else 1)]
+    return sum(found) / len(found)
 
 
 def _race(runs: list[Run], steps: int, bar: Progress) -> list[float]:

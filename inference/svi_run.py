@@ -94,6 +94,8 @@ def begin(pair: Pair, program: Program, start: Params, options: Options, weights
     loose = ("local/", *(("shared/factor", "shared/log_scale") if "shared/factor" in vector.origin else ()))
     watched = {name: torch.full_like(v, not name.startswith(loose)).bool() for name, v in vector.origin.items()}
     home = structure.trace.nodes[structure.observed[0]]["value"].device
+    if not any(bool(one.any()) for one in watched.values()):
+        watched = {name: torch.ones_like(one) for name, one in watched.items()}
     x = torch.zeros(vector.size, dtype=torch.float64, device=home)
     noisy = objective.noisy or options.batch_size is not None
     rate, tol, clip = options.learning_rate, options.tol, options.clip

@@ -10,6 +10,7 @@ from torch import Tensor
 from .checks import check_values
 from .compiler import compile_program
 from .data import Dataset
+from .derived import Moments, moments
 from .program import Program
 from .sites import Params
 from .structure import engine_state, read
@@ -30,11 +31,11 @@ def score(fit: Any, dataset: Dataset) -> Tensor:
         return program.row_log_prob(params).squeeze(0)
 
 
-def latents(fit: Any, dataset: Dataset) -> dict[str, Tensor]:
-    """Posterior probabilities of each latent of a row, (N, K) or (N, plates, K)."""
+def latents(fit: Any, dataset: Dataset) -> dict[str, Tensor | Moments]:
+    """Posterior probabilities of each latent of a row, (N, K) or (N, plates, K); moments of what comes of them."""
     with engine_state(fit.seed):
         program, params = program_on(fit, dataset)
-        return marginals(program, params)
+        return {**marginals(program, params), **moments(program, params)}
 
 
 def marginals(program: Program, params: Params) -> dict[str, Tensor]:
