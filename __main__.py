@@ -7,20 +7,19 @@ import itertools
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
-from typing import Any, NoReturn
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 
 from latentzoo import __version__, zoo
 from latentzoo.inference.data import DataError
 from latentzoo.inference.errors import ConvergenceWarning, FitError, ModelError, OptionError
+from latentzoo.inference.pair import Pair
 from latentzoo.inference.report import text_table, write_csv, write_report
 from latentzoo.inference.runs import RunError
-from latentzoo.inference.tables import read
-from latentzoo.models.options import flag, value, values
+from latentzoo.inference.terminal import Parser, check_folder, examples, plain_warnings, read_parts, say
+from latentzoo.models.options import add_flags, flag, given, value, values
 from latentzoo.models.registry import RegistryError
 
 Command = Callable[[argparse.Namespace], None]
@@ -28,6 +27,21 @@ Command = Callable[[argparse.Namespace], None]
 PLAIN = (DataError, ModelError, OptionError, RegistryError, RunError, FitError, OSError)
 FIGURES = (None, "bound", "decomposition")  # None is the picture that suits the model
 RESTARTS = 20  # mixtures have many optima, and a person at a terminal may not know: the best of 20 starts, not of 1
+OPTIONS: dict[str, dict[str, Any]] = {  # of the drivers
+    "restarts": {"type": int, "help": f"starts, the best of which is kept (default: {RESTARTS})"},
+    "seed": {"type": int, "help": "of random numbers (default: 0)"},
+    "max_iters": {"type": int, "help": "em: iterations at most"},
+    "tol": {"type": float, "help": "relative tolerance of the bound"},
+    "device": {"help": "where to compute, such as cuda"},
+    "guide": {"help": "svi: family of the guide, such as mean_field or full_rank"},
+    "num_steps": {"type": int, "help": "svi: steps at most"},
+    "batch_size": {"type": int, "help": "svi: rows of a step"},
+    "num_particles": {"type": int, "help": "svi: draws from the guide at each step"},
+    "learning_rate": {"type": float, "help": "svi: of Adam, where it starts"},
+    "checkpoint": {"metavar": "DIR", "help": "svi: folder where the state is kept as it goes"},
+    "resume": {"action": "store_true", "default": None, "help": "svi: go on from --checkpoint"},
+}
+OF_ONE_FIT = ("checkpoint", "resume")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -53,20 +67,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def say(message: str) -> None:
-    """One line on stderr."""
-    print("latentzoo:", " ".join(message.split()), file=sys.stderr)
-
-
-@contextmanager
-def plain_warnings() -> Iterator[None]:
-    """A warning is one line, without a place in code that a person at a terminal never wrote."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("always", ConvergenceWarning)
-        warnings.showwarning = lambda message, *place, **where: say(f"warning: {message}")
-        yield
-
-
 # --- the commands -----------------------------------------------------------------------------------------------------
 
 
@@ -81,9 +81,9 @@ def run_show(args: argparse.Namespace) -> None:
 
 
 def run_fit(args: argparse.Namespace) -> None:
-    pair = zoo.create(args.name, **{name: value(name, text, default) for name, text, default in hyperparameters(args)})
+    pair = zoo.create(args.name, **{name: value(name, text, kind) for name, text, kind in given(args)})
     check_folder(args.out)
-    data, options = read_data(args)
+    data, options = read_data(args, pair)
     fit = zoo.fit(pair, data, args.inference, **options)
     print(fit.summary())
     if args.out:
@@ -92,15 +92,16 @@ def run_fit(args: argparse.Namespace) -> None:
 
 
 def run_compare(args: argparse.Namespace) -> None:
-    grid = {name: values(name, text, default) for name, text, default in hyperparameters(args)}
+    grid = {name: values(name, text, kind) for name, text, kind in given(args)}
     if not grid:
         card = zoo.card(args.name)
         raise OptionError(f"say what to vary, such as {flag(card.size or next(iter(card.hyperparameters)))} 1:6")
     choices = [dict(zip(grid, choice, strict=True)) for choice in itertools.product(*grid.values())]
-    data, options = read_data(args)
+    pairs = [zoo.create(args.name, **choice) for choice in choices]
+    data, options = read_data(args, pairs[0])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # said below, with the model's name
-        fits = [zoo.fit(zoo.create(args.name, **choice), data, args.inference, **options) for choice in choices]
+        fits = [zoo.fit(pair, data, args.inference, **options) for pair in pairs]
     ranked = zoo.compare(fits, args.by)
     rows = [[row[0].removeprefix(f"{args.name}(").removesuffix(")"), *row[1:]] for row in ranked.values.tolist()]
     print(f"{args.name} on {args.data}, {len(fits)} fits, the best by {args.by} first\n")
@@ -167,60 +168,21 @@ By BIC the lengths alone speak for {best} groups, for two of the three species l
     print(f"latents.csv holds the group of every flower. To see the fit again: latentzoo summary {args.out}")
 
 
-# --- what goes in -----------------------------------------------------------------------------------------------------
-
-
-def hyperparameters(args: argparse.Namespace) -> list[tuple[str, str, Any]]:
-    """Name, text and default of each hyper-parameter given; those of other models are errors."""
-    has = zoo.card(args.name).hyperparameters
-    texts = {name.removeprefix("hyper "): text for name, text in vars(args).items() if name.startswith("hyper ")}
-    given = {name: text for name, text in texts.items() if text is not None}
-    for wrong in [*(flag(name) for name in given if name not in has), *args.unknown]:
-        own = ", ".join(map(flag, has)) or "none"
-        raise OptionError(f"{args.name} has no option {wrong}: its own are {own} (see latentzoo {args.command} --help)")
-    return [(name, text, has[name]) for name, text in given.items()]
-
-
-def read_data(args: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
-    """The data without the columns that --drop and --weights name, and the options of the driver."""
-    options = {name: getattr(args, name) for name in ("restarts", "seed", "max_iters", "tol", "device")}
-    options = {name: given for name, given in options.items() if given is not None}
-    data, dropped = read(args.data), [*args.drop, *([args.weights] if args.weights else [])]
-    if not dropped:
-        return data, options
-    if not hasattr(data, "columns"):
-        raise DataError(f"--drop and --weights name columns of a table; {args.data} is an array, without names")
-    for name in dropped:
-        if name not in data.columns:
-            raise DataError(f"{args.data} has no column {name!r}: it has {', '.join(map(str, data.columns))}")
-    if args.weights:
-        try:
-            options["weights"] = data[args.weights].to_numpy(dtype=float)
-        except (TypeError, ValueError) as error:
-            raise DataError(f"--weights: column {args.weights!r} holds text, expected numbers") from error
-    return data.drop(columns=dropped), options
-
-
-def check_folder(folder: str | None) -> None:
-    """Say before a long fit, not after it, that its folder cannot be written."""
-    if folder:
-        path = Path(folder).absolute()
-        nearest = next(place for place in (path, *path.parents) if place.exists())
-        if not nearest.is_dir() or not os.access(nearest, os.W_OK):
-            raise OptionError(f"--out: cannot write to {str(nearest)!r}, expected a folder open to you")
+def read_data(args: argparse.Namespace, pair: Pair) -> tuple[Any, dict[str, Any]]:
+    """The data, and the options given of the driver that will fit the pair; those of other drivers are errors."""
+    driver, _ = zoo.resolve(pair, args.inference)
+    own = zoo.takes(driver)
+    met = {name: getattr(args, name) for name in OPTIONS if getattr(args, name, None) is not None}
+    for name in met:
+        if name not in own:
+            others = [f"--inference {other}" for other in zoo.DRIVERS if name in zoo.takes(other)]
+            raise OptionError(f"{flag(name)} is no option of {driver}: leave it out, or give {' or '.join(others)}")
+    data, weights = read_parts(args.data, args.drop, args.weights)
+    options = ({"restarts": RESTARTS} if "restarts" in own else {}) | met
+    return data, options if weights is None else {**options, "weights": weights}
 
 
 # --- the words of the command line -----------------------------------------------------------------------------------
-
-
-class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are one line, and whose options are never guessed from their beginnings."""
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **options)
-
-    def error(self, message: str) -> NoReturn:
-        raise OptionError(f"{message} (see {self.prog} --help)")
 
 
 def parsed(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -275,8 +237,7 @@ def parsed(argv: Sequence[str] | None) -> argparse.Namespace:
         sub.add_argument("folder", metavar="RUN", help="the folder that latentzoo fit --out wrote")
     for sub in (fit, compare, score):
         sub.add_argument("data", metavar="DATA", help="a CSV, Parquet, NPY or NPZ file, or bundled data, such as iris")
-    for sub in (fit, compare, generate):
-        sub.add_argument("--seed", type=int, default=0, help="of random numbers (default: 0)")
+    generate.add_argument("--seed", default=0, **OPTIONS["seed"])
     for sub in (score, generate):
         sub.add_argument("--out", metavar="FILE.csv", help="write here instead of to the terminal")
     generate.add_argument("--num", type=int, default=1, help="how many rows (default: 1)")
@@ -284,7 +245,8 @@ def parsed(argv: Sequence[str] | None) -> argparse.Namespace:
     fit.add_argument("--out", metavar="DIR", help="folder for the fit, its figures and the latents of every row")
     demo.add_argument("--out", metavar="DIR", default="runs/demo", help="folder for the fit (default: runs/demo)")
     add_fit_options(fit, "VALUE", "options of the models, with their defaults")
-    add_fit_options(compare, "VALUES", "options of the models; VALUES are one, a list 2,3,5, or a range 1:6")
+    title = "options of the models; VALUES are one, a list 2,3,5, or a range 1:6 (lists of columns: 'a,b;a,b,c')"
+    add_fit_options(compare, "VALUES", title, OF_ONE_FIT)
 
     args, extra = parser.parse_known_args(argv)
     args.unknown = [text.partition("=")[0] for text in extra if text.startswith("--")]
@@ -293,28 +255,16 @@ def parsed(argv: Sequence[str] | None) -> argparse.Namespace:
     return args
 
 
-def add_fit_options(parser: Parser, form: str, heading: str) -> None:
-    """Options of the driver, and of every model: `hyperparameters` refuses those that the named one does not have."""
-    parser.add_argument("--inference", default="auto", help="em, or auto, which picks (default: auto)")
-    parser.add_argument(
-        "--restarts", type=int, default=RESTARTS, help=f"starts, the best of which is kept (default: {RESTARTS})"
-    )
-    parser.add_argument("--max-iters", type=int, help="iterations at most")
-    parser.add_argument("--tol", type=float, help="relative tolerance of the bound")
+def add_fit_options(parser: Parser, form: str, heading: str, left_out: Sequence[str] = ()) -> None:
+    """What `fit` and `compare` take: columns, options of the drivers, options of the models."""
     parser.add_argument("--weights", metavar="COLUMN", help="the column that holds weights of the rows")
     parser.add_argument("--drop", metavar="COLUMN", nargs="+", action="extend", default=[], help="columns to leave out")
-    parser.add_argument("--device", help="where to compute, such as cuda")
-    group = parser.add_argument_group(heading)
-    owners: dict[str, list[str]] = {}
-    for card in map(zoo.card, zoo.list_models()):
-        for name, default in card.hyperparameters.items():
-            owners.setdefault(name, []).append(f"{card.name} ({default})")
-    for name, cards in owners.items():
-        group.add_argument(flag(name), dest=f"hyper {name}", metavar=form, help=", ".join(cards))
-
-
-def examples(*lines: str) -> str:
-    return "\n".join(["examples:", *(f"  latentzoo {line}" for line in lines)])
+    names = ", ".join(zoo.DRIVERS)
+    parser.add_argument("--inference", default="auto", help=f"{names}, or auto, which picks (default: auto)")
+    for name, what in OPTIONS.items():
+        if name not in left_out:
+            parser.add_argument(flag(name), **what)
+    add_flags(parser.add_argument_group(heading), form)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import difflib
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,7 @@ def list_models(family: str | None = None, inference: str | None = None) -> list
     if family is not None and family not in families:
         raise OptionError(f"family: met {family!r}, expected one of {', '.join(families)}")
     if inference is not None:
-        _driver(inference)
+        _require(inference, list(DRIVERS))
     return sorted(
         c.name for c in cards if family in (None, c.family) and (inference is None or inference in c.inference)
     )
@@ -50,6 +52,9 @@ def create(name: str, **hyperparameters: Any) -> Pair:
     if unknown:
         has = ", ".join(found.card.hyperparameters) or "none"
         raise RegistryError(f"{name} has no hyper-parameter {', '.join(map(repr, unknown))}: it has {has}")
+    for one, default in found.card.hyperparameters.items():
+        if default == "required" and one not in hyperparameters:
+            raise RegistryError(f"{name} needs a value of its hyper-parameter '{one}'")
     return found.factory(**hyperparameters)
 
 
@@ -63,22 +68,42 @@ def fit(pair: str | Pair, data: Any, inference: str = "auto", **options: Any) ->
     data : anything `latentzoo.inference.data.adapt` takes
         Tensors, arrays, DataFrames, paths of files, names of bundled data.
     inference : str
-        "em", or "auto", which picks and says why in ``fit.reason``.
+        The name of a driver, or "auto", which picks and says why in ``fit.reason``.
     **options
         Of the driver: see ``latentzoo.em``.
+
+    Raises
+    ------
+    OptionError
+        No such inference, or an option that its driver does not take.
     """
     if isinstance(pair, str):
         own = {name: options.pop(name) for name in list(options) if name in card(pair).hyperparameters}
         pair = create(pair, **own)
     if not isinstance(pair, Pair):
         raise OptionError(f"fit: met a {type(pair).__name__}, expected the name of a model or a Pair(model, guide)")
-    name, reason = _pick(pair) if inference == "auto" else (inference, "")
-    return _driver(name)(pair, data, **options).because(reason)
+    name, reason = resolve(pair, inference)
+    _check_options(name, options, pair)
+    return DRIVERS[name](pair, data, **options).because(reason)
+
+
+def resolve(pair: Pair, inference: str) -> tuple[str, str]:
+    """The name of the driver that fits a pair, and why, where "auto" picked it."""
+    if inference == "auto":
+        return "em", "auto: every latent of a row can be summed out, so EM is exact"
+    _require(inference, ["auto", *DRIVERS])
+    return inference, ""
+
+
+def takes(inference: str) -> list[str]:
+    """Names of the options of a driver."""
+    parameters = inspect.signature(DRIVERS[inference]).parameters.values()
+    return [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
 
 
 def compare(fits: Sequence[Fit], by: str = "bic") -> Any:
     """A table (DataFrame) of fits to the same data, best first by "bic", "aic" or "icl"; it says which did not
-    converge.
+    converge, and which are degenerate: these stand behind all others, for their likelihood has no meaning.
     """
     import pandas as pd
 
@@ -101,7 +126,7 @@ def compare(fits: Sequence[Fit], by: str = "bic") -> Any:
             "degenerate": [f.mode_map[0].degenerate for f in fits],
         }
     )
-    return table.sort_values(by, kind="stable").reset_index(drop=True)
+    return table.sort_values(["degenerate", by]).reset_index(drop=True)
 
 
 def load(folder: str | Path, pair: Pair | None = None) -> Fit:
@@ -133,14 +158,29 @@ def load(folder: str | Path, pair: Pair | None = None) -> Fit:
     return Fit(pair=on_table(pair, found["schema"]), **found)
 
 
-def _pick(pair: Pair) -> tuple[str, str]:
-    return "em", "auto: every latent of a row can be summed out, so EM is exact"
+def _require(inference: str, known: Sequence[str]) -> None:
+    if inference not in known:
+        raise OptionError(f"inference: met {inference!r}, expected one of {', '.join(known)}")
 
 
-def _driver(name: str) -> Driver:
-    if name not in DRIVERS:
-        raise OptionError(f"inference: met {name!r}, expected one of {', '.join(['auto', *DRIVERS])}")
-    return DRIVERS[name]
+def _check_options(driver: str, options: Mapping[str, Any], pair: Pair) -> None:
+    """Refuse options that the driver does not take, with near names, or with the driver that does."""
+    own, hyperparameters = takes(driver), pair.origin.hyperparameters if pair.origin else {}
+    for option in options:
+        if option in own:
+            continue
+        if option in hyperparameters:
+            raise OptionError(f"fit: '{option}' is a hyper-parameter, and the pair has been created: give it to create")
+        others = [name for name in DRIVERS if option in takes(name)]
+        if others:
+            raise OptionError(
+                f"fit: '{option}' is an option of {others[0]}, not of {driver}: leave it out, or give "
+                f'inference="{others[0]}"'
+            )
+        near = difflib.get_close_matches(option, [*own, *hyperparameters], n=2)
+        hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
+        also = f"; hyper-parameters are {', '.join(hyperparameters)}" if hyperparameters else ""
+        raise OptionError(f"fit: no option '{option}'; {hint}{driver} takes {', '.join(own)}{also}")
 
 
 def _describe(one: Fit) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,10 +19,10 @@ from .starts import jitter, starting_values
 
 def take_in(pair: Pair, data: Any, device: Any) -> tuple[Pair, Dataset, torch.device]:
     """The pair as functions of the data as adapted, the data in float64, and the device where both live."""
-    dataset = in_double(adapt(data))
+    dataset = in_double(adapt(data, by=pair.by))
     if device is not None:
         home = check_device(device)
-        dataset = Dataset(map_tensors(lambda t: t.to(home), dataset.values), dataset.schema)
+        dataset = replace(dataset, values=map_tensors(lambda t: t.to(home), dataset.values))
     return on_table(pair, dataset.schema), dataset, device_of(dataset.values)
 
 

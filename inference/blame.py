@@ -32,7 +32,7 @@ def blame(objective: Objective, free: Parts, rows: Tensor | None) -> str:
     for name, site in nodes.items():
         log_prob = _log_prob(site).sum()
         own = {n: v for n, v in values.items() if n in symbols_of(site["fn"]) and v.requires_grad}
-        if not log_prob.requires_grad or not own:
+        if not own:
             continue
         for param, gradient in zip(
             own, torch.autograd.grad(log_prob, list(own.values()), retain_graph=True, allow_unused=True), strict=True

@@ -11,13 +11,20 @@ BUNDLED: dict[str, str] = {
     "iris": "150 flowers of three species, 4 lengths in cm (Fisher 1936)",
     "wine": "178 wines of three growers, 13 chemical measurements (Forina et al. 1988)",
     "digits": "1797 handwritten digits, 64 pixels from 0 to 16 (Alpaydin & Kaynak 1998)",
+    "digit_lines": "1797 handwritten digits, the ink in each of their 8 lines (from digits)",
     "breast_cancer": "569 tumours, 30 measurements of cell nuclei (Street, Wolberg & Mangasarian 1993)",
     "diabetes": "442 patients, 10 measurements, centred and scaled (Efron et al. 2004)",
     "linnerud": "20 men, 3 exercises (Tenenhaus 1998)",
     "carcinoma": "118 slides rated no or yes by 7 pathologists (Agresti 2002, table 13.1)",
     "stouffer_toby": "216 answers to 4 questions on role conflict (Stouffer & Toby 1951; Goodman 1974)",
     "cheating": "319 students, 4 questions on cheating (Dayton 1998, table 3.4)",
+    "lsat6": "1000 answers to 5 questions of the Law School Admission Test, section 6 (Bock & Lieberman 1970)",
+    "baseball": "273 games of seven teams of the American League East in 1987 (Agresti 2002, section 10.6)",
     "hasselblad_deaths": "1096 days, deaths of women over 80 noted in The Times (Hasselblad 1969)",
+    "red_mites": "150 apple leaves, European red mites on each (Bliss & Fisher 1953, table 1)",
+    "fetal_lamb": "240 intervals of 5 seconds, movements of a fetal lamb (Leroux & Puterman 1992)",
+    "anesthesia": "45 patients graded fit for anaesthesia, 1 to 4, by 5 observers (Dawid & Skene 1979, table 1)",
+    "cars": "32 cars of 1973-74: consumption, weight, engine, gears (Henderson & Velleman 1981)",
     "galaxies": "82 velocities in 1000 km/s, Corona Borealis region (Postman et al. 1986; Roeder 1990)",
 }
 """Name of each bundled data set -> what it holds, in a line."""
@@ -43,15 +50,76 @@ _CHEATING = """
 1000  10  1001  3  1010  1  1011  2  1100 11  1101  4  1110  1  1111  2
 """
 
+# Bock & Lieberman (1970), Psychometrika 35, 179-197: the 30 patterns met among 32.
+_LSAT6 = """
+00000   3  00001   6  00010   2  00011  11  00100   1  00101   1  00110   3  00111   4
+01000   1  01001   8  01011  16  01101   3  01110   2  01111  15  10000  10  10001  29
+10010  14  10011  81  10100   3  10101  28  10110  15  10111  80  11000  16  11001  56
+11010  21  11011 173  11100  11  11101  61  11110  28  11111 298
+"""
+
+# Agresti (2002), Categorical Data Analysis, section 10.6: games won and lost at home against each of the others.
+_TEAMS = ("Milwaukee", "Detroit", "Toronto", "New York", "Boston", "Cleveland", "Baltimore")
+_BASEBALL = """
+  -  4-3  4-2  4-3  6-1  4-2  6-0
+3-3    -  4-2  4-3  6-0  6-1  4-3
+2-5  4-3    -  2-4  4-3  4-2  6-0
+3-3  5-1  2-5    -  4-3  4-2  6-1
+5-1  2-5  3-3  4-2    -  5-2  6-0
+2-5  3-3  3-4  4-3  4-2    -  2-4
+2-5  1-5  1-6  2-4  1-6  3-4    -
+"""
+
+# Dawid & Skene (1979), Applied Statistics 28, 20-28, table 1: a number for each patient, a digit for each grade, of
+# which observer 1 gave three.
+_OBSERVERS = (1, 1, 1, 2, 3, 4, 5)
+_ANESTHESIA = """
+1111111 3334334 1122122 2223121 2223222 2223322 1222111 3333433 2222223
+2322223 4444444 2223343 1111111 2223212 1211111 1112111 1111111 1111111
+2222221 2221322 2222222 2222221 2223222 2212222 1111111 1111111 2322222
+1111111 1111111 1121121 1111111 3333233 1111111 2222222 2223232 4334343
+2212232 2323233 3333432 1111111 1111111 1212111 2322222 1211111 2222222
+"""
+
 # name -> columns, labels of the answers in order of their codes, patterns with their counts
 _PATTERNS = {
     "carcinoma": (tuple("ABCDEFG"), ("no", "yes"), _CARCINOMA),
     "stouffer_toby": (tuple("ABCD"), ("particularistic", "universalistic"), _STOUFFER_TOBY),
+    "lsat6": (tuple(f"item {number}" for number in range(1, 6)), ("wrong", "right"), _LSAT6),
     "cheating": (("LIEEXAM", "LIEPAPER", "FRAUD", "COPYEXAM"), ("no", "yes"), _CHEATING),
 }
 
 # Hasselblad (1969), JASA 64, 1459-1471: number of days with 0, 1, ..., 9 deaths.
 _HASSELBLAD_DEATHS = (162, 267, 271, 185, 111, 61, 27, 8, 3, 1)
+
+# Bliss & Fisher (1953), Biometrics 9, 176-200: number of leaves with 0, 1, ..., 7 mites.
+_RED_MITES = (70, 38, 17, 10, 9, 3, 2, 1)
+
+# Leroux & Puterman (1992), Biometrics 48, 545-558: number of intervals with 0, 1, ..., 7 movements.
+_FETAL_LAMB = (182, 41, 12, 2, 2, 0, 0, 1)
+
+# name -> column, how often each number was met
+_FREQUENCIES = {
+    "hasselblad_deaths": ("deaths_per_day", _HASSELBLAD_DEATHS),
+    "red_mites": ("mites", _RED_MITES),
+    "fetal_lamb": ("movements", _FETAL_LAMB),
+}
+
+# Henderson & Velleman (1981), Biometrics 37, 391-411, from Motor Trend 1974: miles per gallon, displacement (cubic
+# inches), weight (1000 lb), quarter mile (s), cylinders, engine (0: V), transmission (0: automatic), gears, carburettors.
+_CARS = """
+21.0 160.0 2.620 16.46 6 0 1 4 4  21.0 160.0 2.875 17.02 6 0 1 4 4  22.8 108.0 2.320 18.61 4 1 1 4 1
+21.4 258.0 3.215 19.44 6 1 0 3 1  18.7 360.0 3.440 17.02 8 0 0 3 2  18.1 225.0 3.460 20.22 6 1 0 3 1
+14.3 360.0 3.570 15.84 8 0 0 3 4  24.4 146.7 3.190 20.00 4 1 0 4 2  22.8 140.8 3.150 22.90 4 1 0 4 2
+19.2 167.6 3.440 18.30 6 1 0 4 4  17.8 167.6 3.440 18.90 6 1 0 4 4  16.4 275.8 4.070 17.40 8 0 0 3 3
+17.3 275.8 3.730 17.60 8 0 0 3 3  15.2 275.8 3.780 18.00 8 0 0 3 3  10.4 472.0 5.250 17.98 8 0 0 3 4
+10.4 460.0 5.424 17.82 8 0 0 3 4  14.7 440.0 5.345 17.42 8 0 0 3 4  32.4  78.7 2.200 19.47 4 1 1 4 1
+30.4  75.7 1.615 18.52 4 1 1 4 2  33.9  71.1 1.835 19.90 4 1 1 4 1  21.5 120.1 2.465 20.01 4 1 0 3 1
+15.5 318.0 3.520 16.87 8 0 0 3 2  15.2 304.0 3.435 17.30 8 0 0 3 2  13.3 350.0 3.840 15.41 8 0 0 3 4
+19.2 400.0 3.845 17.05 8 0 0 3 2  27.3  79.0 1.935 18.90 4 1 1 4 1  26.0 120.3 2.140 16.70 4 0 1 5 2
+30.4  95.1 1.513 16.90 4 1 1 5 2  15.8 351.0 3.170 14.50 8 0 1 5 4  19.7 145.0 2.770 15.50 6 0 1 5 6
+15.0 301.0 3.570 14.60 8 0 1 5 8  21.4 121.0 2.780 18.60 4 1 1 4 2
+"""
 
 # Roeder (1990), JASA 85, 617-624, in km/s. The 78th is 26690 as in R's MASS, from which the published fits come;
 # MASS notes that it should be 26960.
@@ -86,13 +154,22 @@ def load_bundled(name: str) -> Any:
         raise ValueError(f"load_bundled: no data set {name!r}; there are {', '.join(BUNDLED)}")
     if name in _PATTERNS:
         return _expand(*_PATTERNS[name])
-    if name == "hasselblad_deaths":
-        days = [deaths for deaths, count in enumerate(_HASSELBLAD_DEATHS) for _ in range(count)]
-        return _frame({"deaths_per_day": days})
+    if name == "baseball":
+        return _games()
+    if name == "cars":
+        return _cars()
+    if name == "anesthesia":
+        return _grades()
+    if name in _FREQUENCIES:
+        column, frequencies = _FREQUENCIES[name]
+        return _frame({column: [number for number, count in enumerate(frequencies) for _ in range(count)]})
     if name == "galaxies":
         return _frame({"velocity": [int(number) / 1000 for number in _GALAXIES.split()]})
     from sklearn import datasets
 
+    if name == "digit_lines":
+        pixels = datasets.load_digits().images  # (N, 8, 8), each 0 to 16
+        return _frame({f"line {line}": ink.astype(int) for line, ink in enumerate(pixels.sum(2).T)})
     return getattr(datasets, f"load_{name}")(as_frame=True)["data"]
 
 
@@ -105,6 +182,50 @@ def _expand(columns: tuple[str, ...], labels: tuple[str, ...], table: str) -> An
     items = zip(*rows, strict=True)
     return _frame(
         {c: pd.Categorical.from_codes([int(d) for d in item], labels) for c, item in zip(columns, items, strict=True)}
+    )
+
+
+def _grades() -> Any:
+    """One row for each grade: patient, observer, and the grade."""
+    import pandas as pd
+
+    observers = [f"observer {number}" for number in _OBSERVERS]
+    grades = [(patient, digit) for patient, row in enumerate(_ANESTHESIA.split(), 1) for digit in row]
+    patients, digits = zip(*grades, strict=True)
+    rater = pd.Categorical(observers * (len(grades) // len(observers)))
+    return _frame({"item": patients, "rater": rater, "label": pd.Categorical(digits)})
+
+
+def _games() -> Any:
+    """One row for each game, home team first."""
+    import pandas as pd
+
+    rows = []
+    for home, line in zip(_TEAMS, _BASEBALL.strip().splitlines(), strict=True):
+        for away, score in zip(_TEAMS, line.split(), strict=True):
+            won, lost = map(int, score.split("-")) if home != away else (0, 0)
+            rows += [(home, away, "win")] * won + [(home, away, "loss")] * lost
+    first, second, result = zip(*rows, strict=True)
+    columns = {"first": (first, _TEAMS), "second": (second, _TEAMS), "result": (result, ("loss", "win"))}
+    return _frame({name: pd.Categorical(values, categories) for name, (values, categories) in columns.items()})
+
+
+def _cars() -> Any:
+    import pandas as pd
+
+    words = _CARS.split()
+    mpg, displacement, weight, time, cylinders, engine, shift, gears, carburettors = (words[i::9] for i in range(9))
+    numbers = {"mpg": mpg, "displacement": displacement, "weight": weight, "quarter_mile": time}
+    engines, shifts = ("V", "straight"), ("automatic", "manual")
+    return _frame(
+        {name: [float(word) for word in column] for name, column in numbers.items()}
+        | {
+            "cylinders": pd.Categorical(cylinders, ("4", "6", "8")),
+            "engine": pd.Categorical.from_codes([int(word) for word in engine], engines),
+            "transmission": pd.Categorical.from_codes([int(word) for word in shift], shifts),
+            "gears": pd.Categorical(gears, ("3", "4", "5")),
+            "carburettors": [int(word) for word in carburettors],
+        }
     )
 
 

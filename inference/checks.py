@@ -150,14 +150,27 @@ def _check_text(name: str, fn: Any, value: Tensor, schema: Schema) -> None:
     """Codes of text are names, not numbers: only distributions over names may take them."""
     if not schema.labels or type(fn).__name__ in ("Categorical", "OneHotCategorical", "Bernoulli"):
         return
-    columns = schema.columns or ()
-    if schema.container == "frame" and value.dim() >= 1 and (value.dim() == 1 or value.shape[-1] == len(columns)):
-        column = next(iter(schema.labels))
+    for column in _columns_of(value, schema):
+        if column not in schema.labels:
+            continue
         raise DataError(
             f"column '{column}' holds text ({', '.join(map(repr, schema.labels[column][:3]))}, ...), and site "
             f"'{name}' is numeric "
             f"({type(fn).__name__}): drop the column, or use a model of categories such as latent_class"
         )
+
+
+def _columns_of(value: Tensor, schema: Schema) -> tuple[str, ...]:
+    """The columns of a table that an observed value holds, as far as it shows: all of them, or one of them as it
+    lies in the table.
+    """
+    columns = schema.columns or ()
+    if schema.container != "frame" or value.dim() == 0:
+        return ()
+    if schema.width is None or value.shape[-1] == len(columns) and value.dim() > 1:
+        return columns
+    in_table = value.dim() == 1 and value.stride(0) == len(columns) and value.storage_offset() < len(columns)
+    return (columns[value.storage_offset()],) if in_table else ()
 
 
 def check_spread(program: Program, params_learned: set[str], schema: Schema) -> None:

@@ -1,4 +1,4 @@
-"""Generalized EM: gradient steps on the expected complete log density, for params without a closed form."""
+"""Generalized EM: steps up the expected complete log density, for params without a closed form."""
 
 from __future__ import annotations
 
@@ -9,14 +9,11 @@ import torch
 from torch import Tensor
 from torch.distributions import transform_to
 
-from .errors import ModelError
 from .estep import Expectations
+from .newton import ROUNDING, Free, Reached, gradients, newton
 from .program import Program
 from .sites import Params
 from .symbols import symbols_of
-
-NEWTON_PARAMS = 16  # each Newton step costs a gradient per free number
-NEWTON_STEPS = 3
 
 
 def expected_complete(program: Program, params: Params, expected: Expectations) -> Tensor:
@@ -53,29 +50,33 @@ def log_prior(program: Program, params: Params, trace: Any = None) -> Tensor:
     return total
 
 
-def climb(program: Program, names: tuple[str, ...], params: Params, expected: Expectations, steps: int) -> Params:
-    """Raise the expected complete log density in the params `names`: L-BFGS, then Newton steps where they are few."""
+def climb(
+    program: Program, names: tuple[str, ...], params: Params, expected: Expectations, steps: int, blocks: Tensor | None
+) -> Params:
+    """Raise the expected complete log density in the params `names`: by Newton steps where the Hessian falls into
+    small `blocks` (`blocks.find_blocks`), by L-BFGS where it does not, or where Newton finds no way up.
+    """
     transforms = {name: transform_to(program.structure.params[name].constraint) for name in names}
-    free = {name: transforms[name].inv(params[name]).detach().clone().requires_grad_() for name in names}
+    free = {name: transforms[name].inv(params[name]).detach().clone() for name in names}
 
-    def at(values: Params) -> Params:
+    def at(values: Free) -> Params:
         return {**params, **{name: transforms[name](value) for name, value in values.items()}}
 
-    def objective(values: Params) -> Tensor:
+    def objective(values: Free) -> Tensor:
         return expected_complete(program, at(values), expected)
 
-    with torch.enable_grad():
-        _lbfgs(free, objective, steps)
-        reached = {name: value.detach() for name, value in free.items()}
-        if sum(value.numel() for value in reached.values()) <= NEWTON_PARAMS:
-            reached = _newton(reached, objective)
     start = expected_complete(program, params, expected).detach()
-    gain = objective(reached).detach() - start
+    with torch.enable_grad():
+        reached = newton(free, objective, blocks, steps) if blocks is not None else None
+        if reached is None or not reached.sound:
+            reached = _lbfgs(free if reached is None else reached.free, objective, steps)
+    gain = reached.value - start
     # what is lost to rounding is no loss
-    return at(reached) if torch.isfinite(gain) and gain >= -1e-14 * start.abs() else params
+    return at(reached.free) if torch.isfinite(gain) and gain >= -ROUNDING * start.abs() else params
 
 
-def _lbfgs(free: Params, objective: Callable[[Params], Tensor], steps: int) -> None:
+def _lbfgs(free: Free, objective: Callable[[Free], Tensor], steps: int) -> Reached:
+    free = {name: value.clone().requires_grad_() for name, value in free.items()}
     optimizer = torch.optim.LBFGS(
         list(free.values()),
         max_iter=steps,
@@ -86,43 +87,12 @@ def _lbfgs(free: Params, objective: Callable[[Params], Tensor], steps: int) -> N
     )
 
     def loss() -> Tensor:
-        optimizer.zero_grad()
         value = -objective(free)
-        if value.requires_grad:
-            value.backward()
-        unreached = [name for name, one in free.items() if one.grad is None]
-        if unreached:
-            raise ModelError(
-                f"em: no gradient reaches param '{unreached[0]}': no site uses it, or only after an operation that has "
-                f"no gradient (detach, rounding to integers); use it in a site, or make it a fixed number"
-            )
+        parts = gradients(value, free).split([one.numel() for one in free.values()])
+        for one, part in zip(free.values(), parts, strict=True):
+            one.grad = part.reshape(one.shape)
         return value
 
     optimizer.step(loss)
-
-
-def _newton(reached: Params, objective: Callable[[Params], Tensor]) -> Params:
-    """Newton steps while they shrink the gradient: torch's L-BFGS learns no curvature from steps below about 1e-6."""
-    sizes = [value.numel() for value in reached.values()]
-    flat = torch.cat([value.flatten() for value in reached.values()])
-
-    def unpack(vector: Tensor) -> Params:
-        parts = vector.split(sizes)
-        return {name: part.reshape(reached[name].shape) for name, part in zip(reached, parts, strict=True)}
-
-    def gradient(vector: Tensor) -> Tensor:
-        vector = vector.clone().requires_grad_()
-        return torch.autograd.grad(objective(unpack(vector)), vector)[0]
-
-    slope = gradient(flat)
-    for _ in range(NEWTON_STEPS):
-        hessian = torch.autograd.functional.hessian(lambda vector: objective(unpack(vector)), flat)
-        step, failed = torch.linalg.solve_ex(hessian, slope)
-        there = flat - step
-        if failed or not torch.isfinite(there).all():
-            break
-        new = gradient(there)
-        if not new.norm() < slope.norm():
-            break
-        flat, slope = there, new
-    return unpack(flat.detach())
+    reached = {name: value.detach() for name, value in free.items()}
+    return Reached(reached, objective(reached).detach(), True)

@@ -11,10 +11,13 @@ from torch import Tensor
 from .columns import center_and_variance
 from .evidence import Elimination
 from .families import Family
+from .gathered import gathered_site
 from .patterns import Patterns, find_patterns
 from .program import Program
 from .sites import Argument, Layout, Site, chunks, read_arguments
 from .structure import Structure
+
+BY_ROW = "its arguments depend on the row"
 
 
 def compile_program(
@@ -42,6 +45,12 @@ def compile_program(
         frames = {f.name for f in node["cond_indep_stack"]}
         kind, args, inner = read_arguments(node["fn"], layout)
         reason = _why_scored(node, kind, args, frames, holding, structure, natural)
+        if reason == BY_ROW and name in structure.observed:
+            found = gathered_site(name, node, layout)
+            if found is not None:
+                products[name] = found[0]
+                base = base + found[1]
+                continue
         reason = "its values change from run to run" if name in given else reason
         if reason is None:
             assert kind is not None
@@ -108,14 +117,14 @@ def _why_scored(
         return "asked for"
     if kind is None:
         return f"{type(node['fn']).__name__} is no known exponential family"
-    if args is None:
-        return "its arguments depend on the row"
     if kind.augmented:
         return f"{type(node['fn']).__name__} is an exponential family only given a hidden factor"
     if frames & holding:
         return "it lies in a plate that holds latents"
     if node["scale"] != 1.0 or node["mask"] is not None:
         return "it is scaled or masked"
+    if args is None:
+        return BY_ROW
     for name in kind.fixed:
         if name in args and any(size > 1 for size in args[name].value.shape[: len(structure.latents)]):
             return f"its {name} depends on a latent"

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from .arrays import (
@@ -28,6 +29,7 @@ from .arrays import (
     tensors_of,
     to_tensor,
 )
+from .long import padded, split, unpadded
 from .tables import BOOLEAN, encode_column, read
 
 __all__ = [
@@ -59,6 +61,8 @@ class Schema:
         Number of columns, the size of the last dim; None for 1-D data and for a structure.
     integers : tuple of str
         Columns of a table that came as whole numbers.
+    by : str, optional
+        Of a long table: the column whose values say which rows belong together. It is not among `columns`.
     """
 
     columns: tuple[str, ...] | None
@@ -66,9 +70,11 @@ class Schema:
     container: str
     width: int | None
     integers: tuple[str, ...] = ()
+    by: str | None = None
 
-    def decode(self, values: Any) -> Any:
+    def decode(self, values: Any, names: Any = None) -> Any:
         """Values (N,) or (N, D) as the user brought them: a tensor, an array, a pandas Series (N,) or DataFrame (N, D).
+        Of a long table, groups (N, M, D) as its rows, those of padding left out, under `names` (N,) or 0, 1, ...
 
         In a table labels stand in place of codes, and whole numbers come back as integers; missing cells stay missing.
         A column that no longer holds codes (a mean of them, say) is given as the numbers that it holds.
@@ -78,6 +84,8 @@ class Schema:
         DataError
             When a table is due and the values have another number of columns.
         """
+        if self.by is not None:
+            return self._decode_long(values, names)
         if self.container in ("tensor", "structure"):
             return values
         array = np.asarray(values.detach().cpu() if isinstance(values, Tensor) else values)
@@ -92,6 +100,17 @@ class Schema:
         parts = zip(columns, array.reshape(len(array), -1).T, strict=True)
         frame = pd.DataFrame({name: self._decode_column(name, part) for name, part in parts})
         return frame[columns[0]] if self.width is None else frame
+
+    def _decode_long(self, values: Any, names: Any) -> Any:
+        groups = np.asarray(values.detach().cpu() if isinstance(values, Tensor) else values)
+        names = np.arange(len(groups)) if names is None else np.asarray(names)
+        rows, group = unpadded(groups)
+        if self.container == "frame":
+            frame = replace(self, by=None, width=rows.shape[1]).decode(rows)
+            frame.insert(0, self.by, names[group])
+            return frame
+        table = np.column_stack([names[group].astype(rows.dtype), rows])
+        return torch.from_numpy(table) if self.container == "tensor" else table
 
     def _decode_column(self, name: str, column: np.ndarray) -> Any:
         import pandas as pd
@@ -115,18 +134,23 @@ class Schema:
         """The schema that `to_json` gave."""
         columns = None if state["columns"] is None else tuple(state["columns"])
         labels = {name: tuple(labels) for name, labels in state["labels"].items()}
-        return cls(columns, labels, state["container"], state["width"], tuple(state["integers"]))
+        integers = tuple(state["integers"])
+        return cls(columns, labels, state["container"], state["width"], integers, state.get("by"))
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Data ready for a model: a tensor, or a NamedTuple or dataclass of tensors, and what they stand for."""
+    """Data ready for a model: a tensor, or a NamedTuple or dataclass of tensors, and what they stand for.
+
+    `names` (N,) are what the rows of the model are called, where they are groups of a long table.
+    """
 
     values: Any
     schema: Schema
+    names: Any = field(default=None, compare=False)
 
 
-def adapt(data: Any, schema: Schema | None = None) -> Dataset:
+def adapt(data: Any, schema: Schema | None = None, by: str | None = None) -> Dataset:
     """Make tensors of what a user has.
 
     Parameters
@@ -143,6 +167,9 @@ def adapt(data: Any, schema: Schema | None = None) -> Dataset:
         Missing cells are NaN.
     schema : Schema, optional
         That of the training data: columns are matched to it by name, and labels get the codes that they had there.
+    by : str, optional
+        Take a table as a long one, whose rows belong together where they share a value in the column of that name
+        (`Pair.by`; see `long.split`). An array of three dims is taken as such groups, padded with NaN.
 
     Returns
     -------
@@ -158,17 +185,30 @@ def adapt(data: Any, schema: Schema | None = None) -> Dataset:
     if isinstance(data, Dataset):
         if schema is None or data.schema == schema:
             return data
-        data = data.schema.decode(data.values)
+        data = data.schema.decode(data.values, data.names)
     if isinstance(data, str | Path):
         data = read(data)
+    if by is not None and not is_structure(data) and getattr(data, "ndim", 2) != 3:
+        return _adapt_long(data, schema, by)
     if is_structure(data):
         values, own = _adapt_fields(data), Schema(None, {}, "structure", None)
     else:
         values, own = _adapt_one(data, "data", schema)
     found = own if schema is None else _match(own, values, schema)
-    for field, tensor in tensors_of(values).items():
-        check_cells(tensor, f"data.{field}" if field else "data", found.columns, training=schema is None)
+    for name, tensor in tensors_of(values).items():
+        check_cells(tensor, f"data.{name}" if name else "data", found.columns, training=schema is None)
     return Dataset(values, found)
+
+
+def _adapt_long(data: Any, schema: Schema | None, by: str) -> Dataset:
+    """The groups of a long table, padded: (N, M, D)."""
+    known = None if schema is None else schema.columns
+    rest, name, names, codes = split(data, (schema and schema.by) or by, known)
+    values, own = _adapt_one(rest, "data", schema)
+    container = own.container if is_instance(data, "pandas", "DataFrame") or isinstance(data, Tensor) else "array"
+    found = own if schema is None else _match(own, values, schema)
+    check_cells(values, "data", found.columns, training=schema is None)
+    return Dataset(padded(values, codes, len(names)), replace(found, by=name, container=container), names)
 
 
 def _adapt_one(data: Any, name: str, schema: Schema | None) -> tuple[Tensor, Schema]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 import torch
@@ -10,10 +9,19 @@ from torch import Tensor
 
 from .begin import first_starts, take_in
 from .certain import check_certain
-from .checks import check_labels, check_latents, check_options, check_spread, check_values, row_weights
+from .checks import (
+    check_counts,
+    check_labels,
+    check_latents,
+    check_options,
+    check_seed,
+    check_spread,
+    check_values,
+    row_weights,
+)
 from .compiler import compile_program
 from .data import num_rows, slice_rows
-from .errors import ConvergenceWarning, FitError
+from .errors import FitError, warn
 from .estep import one_thread
 from .fit import Fit, finish
 from .labels import label_cells
@@ -93,11 +101,11 @@ def em(
     ConvergenceWarning
         `max_iters` came first, or every restart ended on the variance floor.
     """
-    check_options(max_iters=(max_iters, 0), tol=(tol, 0), restarts=(restarts, 1), m_steps=(m_steps, 1))
-    check_options(variance_floor=(variance_floor, 0))
-    check_options(seed=(seed, 0))
+    check_counts(max_iters=(max_iters, 0), restarts=(restarts, 1), m_steps=(m_steps, 1))
+    check_options(tol=(tol, 0), variance_floor=(variance_floor, 0))
+    seed = check_seed(seed)
     pair, dataset, home = take_in(pair, data, device)
-    generator = torch.Generator().manual_seed(int(seed))
+    generator = torch.Generator().manual_seed(seed)
     with engine_state(seed, home):
         share = row_weights(weights, num_rows(dataset.values), home)
         structure = read(pair.model, dataset.values)
@@ -151,17 +159,13 @@ def _collapsed(
 
 def _warn(fit: Fit, tol: float) -> None:
     if tol > 0 and not fit.converged:
-        warnings.warn(
+        warn(
             f"em: stopped after {len(fit.history) - 1} iterations before the tolerance was met "
             f"(last gain {fit.history[-1] - fit.history[-2] if len(fit.history) > 1 else float('nan'):.2g}): "
-            f"raise max_iters or tol",
-            ConvergenceWarning,
-            stacklevel=3,
+            f"raise max_iters or tol"
         )
     if fit.mode_map[0].degenerate:
-        warnings.warn(
+        warn(
             "em: a component collapsed onto its variance floor in every restart, so the likelihood has no meaning: "
-            "ask for fewer components, a simpler covariance, or more restarts",
-            ConvergenceWarning,
-            stacklevel=3,
+            "ask for fewer components, a simpler covariance, or more restarts"
         )

@@ -34,6 +34,7 @@ class _Sums:
     log_prob: Tensor | float = 0.0
     latents: list[Tensor] = field(default_factory=list)
     groups: dict[tuple[int, ...], tuple[Tensor, Tensor]] = field(default_factory=dict)
+    gathered: dict[str, Tensor] = field(default_factory=dict)
     weights: list[Tensor] = field(default_factory=list)
 
     def add(self, other: _Sums) -> _Sums:
@@ -45,6 +46,8 @@ class _Sums:
         for key, (sums, totals) in other.groups.items():
             old = self.groups.get(key)
             self.groups[key] = (sums, totals) if old is None else (old[0] + sums, old[1] + totals)
+        for name, new in other.gathered.items():
+            self.gathered[name] = self.gathered[name] + new if name in self.gathered else new
         self.weights = self.weights or other.weights
         return self
 
@@ -117,6 +120,8 @@ def _chunk(program: Program, ready: Prepared, rows: slice, share: Tensor | None)
         for name in names:
             if name in ready.patterns:
                 ready.patterns[name].collect(rows, program.products[name].centred(rows), count)
+            if name in ready.gathered:
+                out.gathered[name] = program.products[name].gathered.features(rows).mT.times(count.mT.contiguous())
     out.weights = counts[len(counts) - len(program.scored) :] if program.scored else []
     return out
 
@@ -134,13 +139,16 @@ def _finish(program: Program, ready: Prepared, sums: _Sums) -> Expectations:
                 cells = (1,) * len(site.cells)
                 out[name] = (s1.reshape(*s0.shape, *cells, -1), s0.reshape(*s0.shape, *cells))
                 continue
+            if name in ready.gathered:
+                out[name] = site.unpack(sums.gathered[name].mT, totals)
+                continue
             out[name] = site.unpack(features[:, start : start + site.width], totals)
             start += site.width
     for (name, site), count in zip(program.latents.items(), sums.latents, strict=True):
         out[name] = latent_sums(site, count.squeeze(-1), ready.args[name])
     weights = dict(zip(program.scored, sums.weights, strict=True))
     for name, site in program.tables.items():
-        out[name] = table_sums(site, weights[name])
+        out[name] = table_sums(site, weights[name], ready.args[name])
     assert isinstance(sums.log_prob, Tensor)
     return Expectations(sums.log_prob, out, weights)
 
@@ -151,14 +159,16 @@ def latent_sums(site: Site, counts: Tensor, args: Args) -> tuple[Tensor, Tensor]
     return counts.unsqueeze(-1) * site.family.statistics_last(site.value, args), counts
 
 
-def table_sums(site: Site, counts: Tensor) -> tuple[Tensor, Tensor]:
+def table_sums(site: Site, counts: Tensor, args: Args) -> tuple[Tensor, Tensor]:
     """S1, S0 of a scored site with gathered arguments: rows are its first cell dim."""
     counts = counts.movedim(-1, 1 + site.num_latents)  # (1, e..., N, plates)
     counts = counts.reshape(*counts.shape, *(1,) * (1 + len(site.shape) - counts.dim()))
-    value, args = site.value.to(torch.float64), {name: a.value for name, a in site.args.items()}
+    value = site.value.to(torch.float64) - site.center
     if site.has_missing:
         observed = ~value.isnan()
-        observed = observed.flatten(observed.dim() - site.event_dim).all(-1) if site.event_dim else observed
-        counts, value = counts * observed, value.nan_to_num(nan=0.5)
+        if site.event_dim:  # its family completes what is missing of an event
+            counts = counts * observed.flatten(observed.dim() - site.event_dim).any(-1)
+        else:
+            counts, value = counts * observed, value.nan_to_num(nan=site.fill)
     counts = counts.expand(1, *site.shape)
     return counts.unsqueeze(-1) * site.family.statistics_last(value, args), counts

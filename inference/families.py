@@ -6,6 +6,7 @@ from functools import singledispatch
 from typing import Any
 
 import pyro.distributions as dist
+from pyro.distributions.torch_distribution import ExpandedDistribution
 from torch import Tensor
 
 from .families_discrete import (
@@ -17,9 +18,12 @@ from .families_discrete import (
     OneHotFamily,
     PoissonFamily,
 )
+from .families_masked import MaskedFamily
 from .families_normal import LogNormalFamily, MultivariateNormalFamily, NormalFamily
 from .families_positive import BetaFamily, ExponentialFamily, GammaFamily
+from .families_student import MultivariateStudentTFamily, StudentTFamily
 from .family import Args, Family, Ratio
+from .symbols import symbols_of
 
 __all__ = ["Args", "Family", "Ratio", "family", "prior_ratio"]
 
@@ -44,8 +48,23 @@ for _cls, _family in {
     dist.Gamma: GammaFamily(),
     dist.Beta: BetaFamily(),
     dist.Geometric: GeometricFamily(),
+    dist.StudentT: StudentTFamily(),
+    dist.MultivariateStudentT: MultivariateStudentTFamily(),
 }.items():
     family.register(_cls, lambda fn, _family=_family: _family)
+
+
+@family.register(dist.MaskedMixture)
+def _(fn: Any) -> Family | None:
+    first = family(fn.component0)
+    plain = first is not None and first.event_dim == 0 and not first.augmented and not symbols_of(fn.component1)
+    return MaskedFamily(first) if first is not None and plain else None
+
+
+@family.register(ExpandedDistribution)
+def _(fn: Any) -> Family | None:
+    """What Pyro wraps a distribution in that cannot be expanded itself."""
+    return family(fn.base_dist) if isinstance(fn.base_dist, dist.MaskedMixture) else None
 
 
 @singledispatch

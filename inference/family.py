@@ -43,6 +43,7 @@ class Family:
     location: str | None = None  # the argument that moves with the data: the engine centres x by it
     spread: tuple[str, ...] = ()  # arguments that would collapse on a constant column
     fixed: tuple[str, ...] = ()  # arguments that log h(x) depends on
+    augmented = False  # one only given a hidden factor: statistics are its expected ones under the current arguments
 
     def read(self, fn: Any) -> dict[str, tuple[Tensor, int]]:
         """The arguments a distribution was built with: name -> (tensor, its event dims)."""

@@ -105,7 +105,7 @@ class Fit:
 
     # --- latents ----------------------------------------------------------------------------------------------------
 
-    def latents(self, data: Any = None) -> dict[str, Tensor | Moments]:
+    def latents(self, data: Any = None) -> dict[str, Any]:
         """Posterior of each latent of a row: probabilities (N, K) by site, (N, plates, K) inside further plates; and
         `Moments`, mean and sd (N, ...), of what the model computes of them (`pyro.deterministic` in the data plate).
         """
@@ -204,7 +204,7 @@ class Fit:
     def adapted(self, data: Any) -> Dataset:
         """Data as this fit's model takes them, with the columns and labels of training."""
         if data is not None:
-            return on_cpu(in_double(adapt(data, self.schema)))
+            return on_cpu(in_double(adapt(data, self.schema, self.pair.by)))
         if self.data is None:
             raise DataError("this fit was loaded from a folder, which holds no data: pass the data")
         return on_cpu(self.data)
@@ -221,12 +221,12 @@ def in_double(dataset: Dataset) -> Dataset:
     def convert(tensor: Tensor) -> Tensor:
         return tensor.double() if tensor.is_floating_point() and tensor.nbytes <= DOUBLED_BYTES else tensor
 
-    return Dataset(map_tensors(convert, dataset.values), dataset.schema)
+    return replace(dataset, values=map_tensors(convert, dataset.values))
 
 
 def on_cpu(dataset: Dataset) -> Dataset:
     """The data where a fit's params are: what was fitted on a GPU is looked at on the CPU."""
-    return Dataset(map_tensors(lambda t: t.cpu(), dataset.values), dataset.schema)
+    return replace(dataset, values=map_tensors(lambda t: t.cpu(), dataset.values))
 
 
 def finish(

@@ -18,12 +18,13 @@ from torch import Tensor
 from .checks import check_counts, check_seed
 from .data import DataError, Dataset, map_tensors, slice_rows, template
 from .errors import ModelError
+from .long import keep_padding
 from .patterns import find_patterns
 from .program import Program
 from .sites import Layout, Params
 from .structure import Bind, engine_state, is_bookkeeping, sample_sites
 from .symbols import plain, provenance, symbol
-from .verbs import program_on
+from .verbs import marginals, program_on
 
 PREDICTIVE_DRAWS = 50  # of what all rows share, that generated rows are spread over
 
@@ -76,6 +77,11 @@ def empty_rows(fit: Any, num: int) -> Any:
         raise DataError(
             "generate: this fit was loaded from a folder and its data are a structure: fit.adapted(data) first"
         )
+    if fit.pair.by is not None:
+        raise DataError(
+            f"generate: this fit was loaded from a folder, which holds no data, and new groups of a long table (by "
+            f"'{fit.pair.by}') are made like those of the data: fit it again"
+        )
     return torch.zeros((num,) if fit.schema.width is None else (num, fit.schema.width), dtype=torch.float64)
 
 
@@ -100,7 +106,8 @@ def simulate(fit: Any, values: Any, params: dict[str, Tensor], given: dict[str, 
     for name, cells in places.items():
         assert cells is not None
         out[cells.flatten()] = plain(drawn[name]["value"]).expand(cells.shape).to(out).flatten()
-    return _as_given(out.reshape(values.shape), values)
+    out = out.reshape(values.shape)
+    return _as_given(out if fit.pair.by is None else keep_padding(out, values), values)
 
 
 def known_cells(value: Any) -> Tensor | None:
@@ -157,11 +164,22 @@ def _fill(fit: Any, dataset: Dataset, everywhere: bool) -> Any:
             missing = out[cells.flatten()].isnan()
             chosen = slice(None) if everywhere else missing
             out[cells.flatten()[chosen]] = expected.expand(cells.shape).flatten()[chosen]
-    return dataset.schema.decode(_as_given(out.reshape(values.shape), values))
+    out = out.reshape(values.shape)
+    if dataset.schema.container == "frame":
+        for place, column in enumerate(dataset.schema.columns or ()):
+            if column in dataset.schema.labels:  # of two labels, too, the more probable
+                out.reshape(-1, values.shape[-1] if values.dim() > 1 else 1)[:, place].round_()
+    out = out if fit.pair.by is None else keep_padding(out, values)
+    return dataset.schema.decode(_as_given(out, values), dataset.names)
 
 
 def joint_posterior(program: Program, params: Params) -> Tensor:
-    """p(z_1..z_M | x_n) of the latents of a row, (N, E): all configurations of a row as one table."""
+    """p(z_1..z_M | x_n) of the latents of a row, (N, E): all configurations of a row as one table.
+
+    A latent that is alone, in a plate inside the rows, has a table of its own in each of its cells, (N, *cells, K).
+    """
+    if len(program.layout.latents) == 1:
+        return marginals(program, params)[program.layout.latents[0]]
     if any(step.plates for step in program.order):
         raise ModelError(
             "a latent lies in a plate of its own inside the rows: joint posteriors are not tabulated for it"
@@ -186,18 +204,18 @@ def expected_value(fn: Any, layout: Layout, table: Tensor, value: Tensor, everyw
 
 def _mix(layout: Layout, table: Tensor, mean: Tensor, inner: int) -> Tensor:
     return sum(
-        weight.reshape(-1, *(1,) * (part.dim() - 1)) * part for weight, part in _parts(layout, table, mean, inner)
+        weight.reshape(*weight.shape, *(1,) * (part.dim() - weight.dim())) * part for weight, part in _parts(layout, table, mean, inner)
     )  # type: ignore[return-value]
 
 
 def _parts(layout: Layout, table: Tensor, tensor: Tensor, inner: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """For each configuration: its posterior by row (N,), and a site's tensor under it, (N or 1, plates, inner)."""
+    """For each configuration: its posterior by row (N,), or by cell (N, *cells), and a site's tensor under it, (N or 1, plates, inner)."""
     canonical = layout.canonical(tensor, inner, keep_rows=True)
     assert canonical is not None
     count = len(layout.latents)
     sizes = layout.sizes
     full = canonical.expand(*sizes, *canonical.shape[count:]).reshape(-1, *canonical.shape[count:])
-    yield from ((table[:, e], full[e]) for e in range(len(full)))
+    yield from ((table[..., e], full[e]) for e in range(len(full)))
 
 
 def _conditional_mean(fn: Any, layout: Layout, table: Tensor, value: Tensor) -> Tensor:

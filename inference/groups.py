@@ -97,7 +97,8 @@ def _dims(
     fit: Any, program: Program, dataset: Dataset, observed: dict[str, Tensor], latents: dict[str, Tensor]
 ) -> tuple[dict[str, list[str]], dict[str, Any]]:
     columns, width = dataset.schema.columns, dataset.schema.width
-    coords: dict[str, Any] = {"data": np.arange(program.num_rows)}
+    width = width if isinstance(dataset.values, Tensor) and dataset.values.dim() <= 2 else None
+    coords: dict[str, Any] = {"data": _row_names(dataset, program.num_rows)}
     if width is not None:
         coords["column"] = coords["column_other"] = list(columns) if columns else np.arange(width)
     cells = label_cells(program)
@@ -114,6 +115,12 @@ def _dims(
         rest = ["column" if size == width else f"{name}_dim_{i}" for i, size in enumerate(value.shape[1:], 1)]
         dims[name] = (first + rest)[: value.dim()]
     return dims, coords
+
+
+def _row_names(dataset: Dataset, num_rows: int) -> np.ndarray:
+    if dataset.names is None:
+        return np.arange(num_rows)
+    return dataset.names if dataset.names.dtype.kind in "iu" else dataset.names.astype(str)
 
 
 def _param_dims(name: str, value: Tensor, cells: Cells, width: int | None) -> list[str]:

@@ -39,8 +39,13 @@ class Sampled(NamedTuple):
 class Sampler(Protocol):
     """What an objective asks of a guide."""
 
-    noisy: bool
-    shared: bool  # whether any latent is shared by all rows
+    @property
+    def noisy(self) -> bool:
+        """Whether two draws differ."""
+
+    @property
+    def shared(self) -> bool:
+        """Whether any latent is shared by all rows."""
 
     def draw(self, free: Parts, program: Program, rows: Tensor | None, num: int) -> Sampled:
         """`num` draws, for the rows of a batch (of all, where `rows` is None)."""
@@ -330,7 +335,7 @@ def base_of(fn: Any) -> Any:
 def own_guide(
     guide: Callable[[Any], Any], data: Any, structure: Structure, of_model: Callable[[Parts], Parts], start: Parts
 ) -> tuple[OwnGuide, Parts]:
-    """The user's guide read once on a few rows and checked against the model; starting values of its own params.
+    """The user's guide read once and checked against the model; starting values of its own params.
 
     Raises
     ------
@@ -338,10 +343,9 @@ def own_guide(
         It misses a latent of the model, adds one, samples one in another plate, or has one without reparameterized
         draws.
     """
-    few = slice_rows(data, slice(min(structure.num_rows, 8)))
     bind = BindParams(start)
     with bind:
-        sites = sample_sites(poutine.trace(guide).get_trace(few))
+        sites = sample_sites(poutine.trace(guide).get_trace(data))
     wanted = {name for name, param in structure.params.items() if param.prior is not None} | set(structure.continuous)
     for name in sorted(wanted - set(sites)):
         raise ModelError(f"guide: it does not sample '{name}', a latent of the model: add the site, or use guide=None")
@@ -364,12 +368,24 @@ def own_guide(
         for name, (value, constraint) in bind.declared.items()
         if name not in known
     }
-    exact = _exact_sites(guide, few, sites, structure, start)
+    exact = _exact_sites(guide, data, sites, structure, start)
     parts = {f"guide/{name}": torch.zeros(one.shape, dtype=torch.float64) for name, one in free.items()}
     return OwnGuide(guide, structure, free, of_model, exact), parts
 
 
-def _exact_sites(guide: Any, few: Any, sites: Any, structure: Structure, start: Parts) -> tuple[str, ...]:
+def check_batches(own: OwnGuide, free: Parts, data: Any, size: int) -> None:
+    """A guide with params of every row cannot tell which rows a batch holds."""
+    try:
+        with own.bound(free):
+            poutine.trace(own.guide).get_trace(slice_rows(data, slice(size)))
+    except (ValueError, RuntimeError, IndexError) as error:
+        raise ModelError(
+            f"guide: it fails on a batch of {size} rows ({str(error).splitlines()[0]}): compute what differs from row "
+            f"to row from the data, or leave the guide out, or give batch_size={own.structure.num_rows}"
+        ) from error
+
+
+def _exact_sites(guide: Any, data: Any, sites: Any, structure: Structure, start: Parts) -> tuple[str, ...]:
     """Latents whose expected log prior and entropy are exact: both normal, in a guide whose draws stand alone."""
 
     class Watch(Messenger):
@@ -378,7 +394,7 @@ def _exact_sites(guide: Any, few: Any, sites: Any, structure: Structure, start: 
                 msg["value"] = symbol(msg["value"], msg["name"])
 
     with BindParams(start), Watch():
-        watched = sample_sites(poutine.trace(guide).get_trace(few))
+        watched = sample_sites(poutine.trace(guide).get_trace(data))
     if any(symbols_of(site["fn"]) & set(sites) for site in watched.values()):
         return ()
     found = []

@@ -208,5 +208,5 @@ def _factor_of(fit: Any, sampler: NormalGuide, free: Parts, prefix: str, block: 
     else:
         covariance = SHAPES[fit.guide].covariance(parts)[..., place, place]
         flat = dist.MultivariateNormal(loc, covariance)
-        normal = dist.TransformedDistribution(flat, [transforms.ReshapeTransform((block.size,), block.shape)])
+        normal = dist.TransformedDistribution(flat, [transforms.ReshapeTransform(torch.Size((block.size,)), torch.Size(block.shape))])
     return dist.TransformedDistribution(normal, [block.transform])

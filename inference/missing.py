@@ -5,9 +5,10 @@ NaN is filled before anything is computed, and the filled cells take no part, so
 
 from __future__ import annotations
 
+import math
 from contextlib import AbstractContextManager, nullcontext
 from functools import singledispatch
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyro.distributions as dist
 import torch
@@ -47,19 +48,53 @@ def _(fn: Any, value: Tensor, observed: Tensor) -> Tensor:
     return inner.flatten(inner.dim() - fn.reinterpreted_batch_ndims).sum(-1) if fn.reinterpreted_batch_ndims else inner
 
 
-@marginal_log_prob.register(dist.MultivariateNormal)
-def _(fn: Any, value: Tensor, observed: Tensor) -> Tensor:
-    """Row by row density of the observed cells: the unseen ones are given unit, independent variance and taken out
-    again.
-    """
+class ObservedPart(NamedTuple):
+    """What the observed cells of each row of vectors say, under a location and a covariance."""
+
+    distance: Tensor  # (...) squared Mahalanobis distance of the observed cells
+    log_det: Tensor  # (...) of the Cholesky factor of their covariance
+    white: Tensor  # (..., D) deviations divided by that factor, 0 where missing
+    tril: Tensor  # (..., D, D) that factor, with unit, independent variance where missing
+
+
+def observed_part(value: Tensor, observed: Tensor, loc: Tensor, covariance: Tensor) -> ObservedPart:
+    """Row by row: the unseen cells are given unit, independent variance and no deviation."""
     both = observed.unsqueeze(-1) & observed.unsqueeze(-2)
     eye = torch.eye(value.shape[-1], dtype=value.dtype, device=value.device)
-    covariance = torch.where(both, fn.covariance_matrix, eye)
-    tril = torch.linalg.cholesky(covariance)
-    deviation = torch.where(observed, value - fn.loc, 0.0)
+    tril = torch.linalg.cholesky(torch.where(both, covariance, eye) if not observed.all() else covariance)
+    deviation = torch.where(observed, value - loc, 0.0)
     white = torch.linalg.solve_triangular(tril, deviation.unsqueeze(-1), upper=False).squeeze(-1)
-    log_det = tril.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-    return -0.5 * (white**2).sum(-1) - log_det - 0.5 * observed.sum(-1) * torch.log(torch.tensor(2 * torch.pi))
+    return ObservedPart((white**2).sum(-1), tril.diagonal(dim1=-2, dim2=-1).log().sum(-1), white, tril)
+
+
+def complete(
+    value: Tensor, observed: Tensor, loc: Tensor, covariance: Tensor, part: ObservedPart
+) -> tuple[Tensor, ...]:
+    """Vectors (..., D) with missing cells at their linear regression on the others, and the covariance (..., D, D)
+    that is left of them, 0 elsewhere.
+    """
+    if observed.all():
+        return value, torch.zeros_like(covariance)
+    between = covariance * observed.unsqueeze(-2)  # columns of the observed cells
+    root = torch.linalg.solve_triangular(part.tril, between.mT, upper=False)  # (..., D, D)
+    expected = loc + (root.mT @ part.white.unsqueeze(-1)).squeeze(-1)
+    unseen = ~observed.unsqueeze(-1) & ~observed.unsqueeze(-2)
+    return torch.where(observed, value, expected), torch.where(unseen, covariance - root.mT @ root, 0.0)
+
+
+@marginal_log_prob.register(dist.MultivariateNormal)
+def _(fn: Any, value: Tensor, observed: Tensor) -> Tensor:
+    part = observed_part(value, observed, fn.loc, fn.covariance_matrix)
+    return -0.5 * part.distance - part.log_det - 0.5 * observed.sum(-1) * math.log(2 * math.pi)
+
+
+@marginal_log_prob.register(dist.MultivariateStudentT)
+def _(fn: Any, value: Tensor, observed: Tensor) -> Tensor:
+    """The margin of a t is a t of the same degrees of freedom."""
+    part, count, df = observed_part(value, observed, fn.loc, fn.covariance_matrix), observed.sum(-1), fn.df
+    kernel = -0.5 * (df + count) * torch.log1p(part.distance / df)
+    constant = torch.lgamma(0.5 * (df + count)) - torch.lgamma(0.5 * df) - 0.5 * count * (df * math.pi).log()
+    return kernel + constant - part.log_det
 
 
 class PartlyObserved(TorchDistribution):

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .affine import regress
 from .climb import climb
 from .estep import Expectations
 from .families import Args
@@ -25,14 +26,16 @@ from .sites import Params
 def m_step(program: Program, plan: Plan, params: Params, expected: Expectations, steps: int) -> Params:
     """New params (R, *shape) that raise the expected complete log density of each restart."""
     params = dict(params)
-    computed = program.computed(program.trace(params)) if program.runs_model else {}
+    for one in plan.regressed:
+        params |= regress(program, one, params, expected, program.trace(params))
+    computed = program.computed(program.trace(params)) if plan.closed and program.runs_model else {}
     for names in plan.batches:
         if len(names) > 1:
             params |= update_alike(program, plan, params, expected, names)
         else:
             params[names[0]] = update(program, plan, params, expected, names[0], plan.closed[names[0]], computed)
     if plan.climbed:
-        params = climb(program, tuple(plan.climbed), params, expected, steps)
+        params = climb(program, tuple(plan.climbed), params, expected, steps, plan.blocks)
     return params
 
 

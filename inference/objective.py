@@ -112,7 +112,7 @@ class Objective:
             return self._one(program, values, drawn)
         each = []
         for r in range(max((len(value) for value in values.values()), default=1)):
-            exact = {name: tuple(t[r % len(t)].unsqueeze(0) for t in both) for name, both in drawn.exact.items()}
+            exact = {name: (_pick(mean, r), _pick(sd, r)) for name, (mean, sd) in drawn.exact.items()}
             one = {name: value[r : r + 1] for name, value in values.items()}
             each.append(self._one(program, one, drawn._replace(exact=exact)))
         return torch.cat([rows for rows, _ in each]), torch.cat([prior for _, prior in each])
@@ -139,6 +139,11 @@ class Objective:
                 term = term.movedim(program.structure.data_dim, -1)
                 log_rows = log_rows + term.reshape(-1, term.shape[-1]).sum(0)
         return log_rows, prior
+
+
+def _pick(draws: Tensor, number: int) -> Tensor:
+    """One of some draws, (1, ...); what is the same in all of them is held once."""
+    return draws[number % len(draws)].unsqueeze(0)
 
 
 def on_rows(program: Program, rows: Tensor) -> Program:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -13,7 +13,8 @@ from .data import Schema
 
 Model = Callable[[Any], Any]
 Arrange = Callable[[torch.Tensor, Schema], Any]
-Initialize = Callable[[Any, torch.Generator], Mapping[str, torch.Tensor]]
+Start = Mapping[str, torch.Tensor]
+Initialize = Callable[[Any, torch.Generator], Start | Iterator[Start]]
 
 
 @dataclass(frozen=True)
@@ -38,18 +39,25 @@ class Pair:
     guide : callable, optional
         ``guide(data)``, of the same signature. ``None`` means: derive one (exact EM needs none).
     initialize : callable, optional
-        ``initialize(data, generator)`` returns starting values by name, drawn with the ``torch.Generator`` given.
+        ``initialize(data, generator)`` returns starting values by name, drawn with the ``torch.Generator`` given. It
+        may be a generator function that yields them: for the first start, then for each restart; where it ends,
+        further restarts are jittered around the last.
         Without it the first start is what the model declares, and further restarts are jittered around it.
     arrange : callable, optional
         ``arrange(table, schema)`` makes of a table (N, D) the structure that the functions above take, by picking
         columns, so that every row stays a row: for models whose columns play different parts. Data that come as that
         structure pass by it.
+    by : str, optional
+        For data that come as a long table, such as a rating a row: the column whose values say which rows belong
+        together. These groups are the rows of the model, and `data` is a tensor (N, M, D) padded with NaN: N values of
+        that column, at most M rows of each, D other columns.
     """
 
     model: Model
     guide: Model | None = None
     initialize: Initialize | None = None
     arrange: Arrange | None = None
+    by: str | None = None
     origin: Origin | None = field(default=None, kw_only=True, compare=False)
 
     def __post_init__(self) -> None:
@@ -57,6 +65,8 @@ class Pair:
             value = getattr(self, name)
             if not callable(value) and not (optional and value is None):
                 raise TypeError(f"Pair: {name} must be a function, met {type(value).__name__}")
+        if self.by is not None and not isinstance(self.by, str):
+            raise TypeError(f"Pair: by must be the name of a column, met {type(self.by).__name__}")
 
 
 def on_table(pair: Pair, schema: Schema) -> Pair:

@@ -9,6 +9,8 @@ import torch
 from pyro.distributions import constraints
 from torch import Tensor
 
+from .affine import Affine, find_affine
+from .blocks import find_blocks
 from .families import Ratio, prior_ratio
 from .program import Program
 from .sites import Argument, Site
@@ -29,6 +31,8 @@ class Plan:
     climbed: dict[str, str]  # by gradient: param -> why there is no closed form
     floor: float  # variances stay above this share of their column's variance
     batches: tuple[tuple[str, ...], ...]  # the closed ones in the order of their updates; those alike go together
+    regressed: tuple[Affine, ...]  # by regression
+    blocks: Tensor | None  # of the free numbers of the climbed ones, where these fall into small blocks
 
 
 def make_plan(program: Program, floor: float) -> Plan:
@@ -43,7 +47,10 @@ def make_plan(program: Program, floor: float) -> Plan:
             climbed[name] = reason
     order = sorted(closed, key=lambda name: max(_rank(program, use) for use in closed[name]))
     closed = {name: closed[name] for name in order}
-    return Plan(closed, climbed, floor, _batches(program, closed))
+    regressed = find_affine(program, climbed)
+    climbed = {name: why for name, why in climbed.items() if not any(name in one.names for one in regressed)}
+    blocks = find_blocks(program, tuple(climbed))
+    return Plan(closed, climbed, floor, _batches(program, closed), regressed, blocks)
 
 
 def _batches(program: Program, closed: dict[str, tuple[Use, ...]]) -> tuple[tuple[str, ...], ...]:

@@ -11,18 +11,26 @@ from .errors import OptionError
 from .plots_bound import bound, decomposition
 from .plots_clusters import clusters
 from .plots_columns import UnfitKind
+from .plots_items import curves, information
+from .plots_params import params
+from .plots_raters import confusion
 from .plots_tables import profiles, rates
 
 KINDS: dict[str, Callable[..., Figure]] = {
     "bound": bound,
     "clusters": clusters,
+    "params": params,
+    "curves": curves,
+    "information": information,
+    "confusion": confusion,
     "profiles": profiles,
     "rates": rates,
     "decomposition": decomposition,
 }
 """Name of each kind -> the function of a fit, and data where it takes other than the fit's, that draws it."""
 
-BY_STRUCTURE = ("clusters", "profiles", "rates")  # what a model observes: numbers, categories, counts
+# what a model observes: numbers, categories, counts; before these, whether its rows have latents, and of what kind
+BY_STRUCTURE = ("params", "clusters", "curves", "confusion", "profiles", "rates")
 
 
 def plot(fit: Any, kind: str | None = None, data: Any = None) -> Figure:
@@ -32,8 +40,9 @@ def plot(fit: Any, kind: str | None = None, data: Any = None) -> Figure:
     ----------
     fit : Fit
     kind : str, optional
-        One of `KINDS`. Without it: "clusters" of a model that observes numbers, "profiles" of categories, "rates" of
-        counts, and "bound" of any other.
+        One of `KINDS`. Without it: "params" of a model whose rows have no latents; "clusters" of one that observes
+        numbers, "profiles" of categories ("curves" where a quantity of each row is computed from its latent,
+        "confusion" where another column says who gave them), "rates" of counts, and "bound" of any other.
     data : anything `Fit.adapted` takes, optional
         Rows to draw in place of those of the fit.
 

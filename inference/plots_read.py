@@ -40,14 +40,14 @@ def read_columns(fit: Any, data: Any, nature: str) -> Reading:
         The model observes nothing of that nature, or its latents are not such that components can be told apart.
     """
     with engine_state(fit.seed), torch.no_grad():
-        dataset, weights, total = _rows(fit, data)
+        dataset, weights, total = rows_of(fit, data)
         structure = read(fit.pair.model, dataset.values, fit.params)
         names = _of_nature(structure, nature)
         _check_latents(structure)
         check_values(structure, dataset.schema)
         layout = Layout.of(structure)
         few = part(dataset, torch.arange(min(ROWS_OF_ARGUMENTS, num_rows(dataset.values))))
-        known, places = _trace(fit, few.values, layout), _trace(fit, dataset.values, layout)
+        known, places = trace_of(fit, few.values, layout), trace_of(fit, dataset.values, layout)
         items = tuple(_item(name, known[name], places[name], dataset, layout) for name in names)
         sizes = tuple(size if _bears(items, layout, i) else 1 for i, size in enumerate(layout.sizes))
         found = torch.Size(sizes).numel()
@@ -56,8 +56,10 @@ def read_columns(fit: Any, data: Any, nature: str) -> Reading:
         return Reading(fit, dataset, items, layout, sizes, _shares(places, weights, layout, sizes), weights, total)
 
 
-def _rows(fit: Any, data: Any) -> tuple[Dataset, Tensor | None, int]:
+def rows_of(fit: Any, data: Any) -> tuple[Dataset, Tensor | None, int]:
     if data is None and fit.data is None:
+        if fit.pair.by is not None:
+            raise UnfitKind("this fit was loaded from a folder, without the groups that its data come in: try bound")
         return Dataset(empty_rows(fit, 2), fit.schema), None, 0
     dataset = fit.adapted(data)
     dataset = Dataset(map_tensors(lambda t: t.detach().cpu(), dataset.values), dataset.schema)
@@ -69,7 +71,7 @@ def _rows(fit: Any, data: Any) -> tuple[Dataset, Tensor | None, int]:
     return part(dataset, rows), None if weights is None else weights[rows], total
 
 
-def _trace(fit: Any, values: Any, layout: Layout) -> dict[str, Any]:
+def trace_of(fit: Any, values: Any, layout: Layout) -> dict[str, Any]:
     marked = symbol(values, "data") if isinstance(values, Tensor) else values
     with Bind(fit.params):
         model = poutine.enum(fit.pair.model, first_available_dim=-1 - layout.nesting)

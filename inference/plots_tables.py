@@ -69,7 +69,7 @@ def profiles(fit: Any, data: Any = None) -> Figure:
         axes.xaxis.tick_top()
         axes.set_xlabel("class, and its share of the rows", fontsize=TEXT)
         axes.xaxis.set_label_position("top")
-    _bar(figure, Normalize(0, 1), "probability of the answer in the class")
+    color_bar(figure, Normalize(0, 1), "probability of the answer in the class")
     return figure
 
 
@@ -187,7 +187,7 @@ def _many_counts(reading: Reading) -> Figure:
     axes.set_xticks(range(0, width, every), [_short(name) for name in reading.columns[::every]], **turned)
     dress(axes, f"The {what} of each column in each component", "", "component, and its share")
     axes.spines[:].set_visible(False)
-    _bar(figure, norm, what)
+    color_bar(figure, norm, what)
     return figure
 
 
@@ -233,7 +233,7 @@ def _cmap() -> Colormap:
     return colormaps["Blues"]
 
 
-def _bar(figure: Figure, norm: Normalize, label: str) -> None:
+def color_bar(figure: Figure, norm: Normalize, label: str) -> None:
     bar = figure.colorbar(ScalarMappable(norm, _cmap()), ax=figure.axes, shrink=0.9, aspect=30, pad=0.02)
     bar.set_label(label, fontsize=TEXT)
     bar.ax.tick_params(labelsize=SMALL)

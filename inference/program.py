@@ -3,13 +3,14 @@
 `compiler.compile_program` reads the model once. After that, a model whose every site is an exponential family with
 arguments gathered from params is never run again: its E-step is two matrix products and a sum over configurations, in
 chunks that stay in cache. Arguments that are computed (a link function, a network) are read from a run of the model;
-sites whose arguments differ from row to row, or which have no exponential family, are scored in that run too.
+sites whose computed arguments differ from row to row, or which have no exponential family, are scored in that run too.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
@@ -20,7 +21,7 @@ from .families import Args
 from .missing import PartlyObserved, scoring
 from .patterns import Patterns, PatternSums
 from .sites import Layout, Params, Site, chunks, read_arguments
-from .structure import Bind, Structure, run
+from .structure import Bind, OneRow, Structure, run
 
 KEPT_BYTES = 1 << 24  # features of all rows up to this size are computed once
 CHUNK_BYTES = (
@@ -37,6 +38,7 @@ class Prepared(NamedTuple):
     groups: dict[tuple[int, ...], tuple[list[str], Tensor, Tensor]]
     args: dict[str, Args]
     patterns: dict[str, PatternSums]
+    gathered: dict[str, Tensor]  # weights (T', R*E) of the sites whose cells are groups
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ class Program:
     structure: Structure
     layout: Layout
     latents: dict[str, Site]  # enumerated, row-free
-    products: dict[str, Site]  # observed, row-free arguments: the natural-parameter path
+    products: dict[str, Site]  # observed, arguments row-free or gathered by row: the natural-parameter path
     tables: dict[
         str, Site
     ]  # scored by running the model, yet of a family with gathered arguments (rows are a cell dim)
@@ -82,16 +84,33 @@ class Program:
     def trace(self, params: Params) -> Any:
         """A run of the model under one set of params, (1, *shape) each; gradients flow to them."""
         bind = Bind({name: value[0] for name, value in params.items()})
-        with scoring(self.has_missing):
+        with OneRow(self.structure.data_plate) if self.stands_on_one_row else scoring(self.has_missing):
             return run(self.model, self.data, bind, self.layout.nesting)
+
+    @cached_property
+    def stands_on_one_row(self) -> bool:
+        """Whether a run on one row tells all that is asked of one: no site is scored in it, so its arguments are the
+        same on all rows, unless the model itself spreads them.
+        """
+        if self.scored:
+            return False
+        bind = Bind({name: param.value for name, param in self.structure.params.items()})
+        try:
+            with OneRow(self.structure.data_plate):
+                one = self.computed(run(self.model, self.data, bind, self.layout.nesting))
+        except (ValueError, RuntimeError, IndexError):
+            return False
+        every = self.computed(self.structure.trace)
+        return all(torch.equal(value, every[site][key]) for site, args in one.items() for key, value in args.items())
 
     def computed(self, trace: Any) -> dict[str, Args]:
         """Arguments that are no plain gather, canonical, as a run of the model has them."""
         out: dict[str, Args] = {}
-        for name, site in {**self.latents, **self.products}.items():
+        for name, site in {**self.latents, **self.products, **self.tables}.items():
             if any(a.computed for a in site.args.values()):
                 fn = trace.nodes[name]["fn"]
-                _, args, _ = read_arguments(fn.fn if isinstance(fn, PartlyObserved) else fn, self.layout)
+                fn = fn.fn if isinstance(fn, PartlyObserved) else fn
+                _, args, _ = read_arguments(fn, self.layout, keep_rows=name in self.tables)
                 assert args is not None
                 out[name] = {key: a.value for key, a in args.items()}
         return out
@@ -120,7 +139,8 @@ class Program:
         """Everything but the rows."""
         trace = self.trace(params) if self.runs_model else None
         computed = self.computed(trace) if trace is not None else {}
-        args = {n: s.arguments(params, computed) for n, s in {**self.latents, **self.products}.items()}
+        sites = {**self.latents, **self.products, **self.tables}
+        args = {n: s.arguments(params, computed) for n, s in sites.items()}
         latent = []
         for name, site in self.latents.items():
             factor = latent_log_prob(site, args[name])
@@ -130,19 +150,24 @@ class Program:
             name: PatternSums(found, flat(args[name], self.products[name]), self._lead(params, name))
             for name, found in self.patterns.items()
         }
+        gathered = {}
         groups: dict[tuple[int, ...], tuple[list[str], list[Tensor], list[Tensor]]] = {}
         for name, site in self.products.items():
             names, weights, constants = groups.setdefault(site.configurations, ([], [], []))
             names.append(name)
-            if name not in patterns:
-                weight, constant = site.matrix(args[name])
-                weights.append(weight)
-                constants.append(constant)
+            if name in patterns:
+                continue
+            weight, constant = site.matrix(args[name])
+            if site.gathered is not None:
+                gathered[name] = weight.mT.contiguous()
+                continue
+            weights.append(weight)
+            constants.append(constant)
         joined = {
             key: (names, torch.cat(weights, 1) if weights else torch.empty(0), sum(constants, torch.zeros(())))
             for key, (names, weights, constants) in groups.items()
         }
-        return Prepared(trace, latent, scored, joined, args, patterns)
+        return Prepared(trace, latent, scored, joined, args, patterns, gathered)
 
     def _lead(self, params: Params, name: str) -> tuple[int, ...]:
         restarts = 1 if self.runs_model else len(next(iter(params.values()))) if params else 1
@@ -153,16 +178,19 @@ class Program:
         if self.scored:
             return self.num_rows
         restarts = max((len(value) for value in params.values()), default=1)
-        features = sum(site.width for site in self.products.values())
+        features = sum(site.width for site in self.products.values() if site.gathered is None)
+        sparse = [site.gathered for site in self.products.values() if site.gathered is not None]
+        features += sum(one.per_row for one in sparse)
         widest = max((torch.Size(s.configurations).numel() for s in self.products.values()), default=1) * restarts
-        return max(256, CHUNK_BYTES // (8 * (features + 2 * widest)))
+        size = max(256, CHUNK_BYTES // (8 * (features + 2 * widest)))
+        return 1 << (size.bit_length() - 1) if sparse else size  # few sizes, since features are kept for each
 
     def factors(self, ready: Prepared, rows: slice) -> tuple[list[Tensor], dict[tuple[int, ...], Tensor]]:
         """The factors of a chunk, (R, e..., plates, n) each, and the features behind every group of products."""
         plates = (1,) * (self.layout.nesting - 1)
         out, features = [], {}
         for key, (names, weights, constant) in ready.groups.items():
-            plain = [n for n in names if n not in ready.patterns]
+            plain = [n for n in names if n not in ready.patterns and n not in ready.gathered]
             score: Tensor | float = 0.0
             if plain:
                 features[key] = self._features(key, plain, rows, ready)
@@ -170,9 +198,11 @@ class Program:
             for n in names:
                 if n in ready.patterns:
                     score = score + ready.patterns[n].scores(rows, self.products[n].centred(rows))
+                if n in ready.gathered:
+                    score = score + self.products[n].gathered.features(rows).times(ready.gathered[n]).mT
             assert isinstance(score, Tensor)
             restarts = len(score) // torch.Size(key).numel()
-            out.append(score.reshape(restarts, *key, *plates, score.shape[-1]))
+            out.append(score.contiguous().reshape(restarts, *key, *plates, score.shape[-1]))
         scored = [f[..., rows] if f.shape[-1] > 1 else f for f in ready.scored.values()]
         return [*ready.latent, *out, *scored], features
 
@@ -183,7 +213,7 @@ class Program:
             return self.kept[place]
         parts = [self.products[n].features(rows, ready.args[n]) for n in names]
         found = parts[0] if len(parts) == 1 else torch.cat(parts)
-        if 8 * self.num_rows * sum(site.width for site in self.products.values()) <= KEPT_BYTES:
+        if 8 * self.num_rows * sum(self.products[n].width for n in names) <= KEPT_BYTES:
             self.kept[place] = found
         return found
 

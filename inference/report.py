@@ -35,8 +35,8 @@ def write_report(fit: Any, folder: str | Path, kinds: Iterable[str | None]) -> l
         files.append(name)
     columns = latent_columns(fit.latents())
     if columns:
-        rows = range(len(next(iter(columns.values()))))
-        write_csv({"row": rows, **columns}, Path(folder, "latents.csv"))
+        rows = range(len(next(iter(columns.values())))) if fit.data.names is None else fit.data.names
+        write_csv({fit.schema.by or "row": rows, **columns}, Path(folder, "latents.csv"))
         files.append("latents.csv")
     return files
 
@@ -48,9 +48,9 @@ def latent_columns(latents: dict[str, Tensor | Moments]) -> dict[str, list[Any]]
     columns: dict[str, list[Any]] = {}
     for site, probs in latents.items():
         if isinstance(probs, Moments):
-            for part in Moments._fields:
-                for index, column in enumerate(getattr(probs, part).reshape(len(probs.mean), -1).unbind(1)):
-                    columns[f"{site}_{part}" if probs.mean.dim() == 1 else f"{site}[{index}]_{part}"] = column.tolist()
+            for kind, values in zip(Moments._fields, probs, strict=True):
+                for index, column in enumerate(values.reshape(len(values), -1).unbind(1)):
+                    columns[f"{site}_{kind}" if values.dim() == 1 else f"{site}[{index}]_{kind}"] = column.tolist()
             continue
         for index, part in enumerate(probs.reshape(len(probs), -1, probs.shape[-1]).unbind(1)):
             name = site if probs.dim() == 2 else f"{site}[{index}]"

@@ -126,6 +126,7 @@ class Site:
     center: Tensor | float = 0.0  # (*cells, *event): taken from the values, and from the location argument
     variance: Tensor | None = None  # (*cells, *event): of the observed values, the measure of a collapse
     has_missing: bool = False
+    gathered: Any = None  # `gathered.Gathered`, where the cells are groups of cells of the rows
 
     @property
     def cells(self) -> tuple[int, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -10,11 +10,21 @@ from torch import Tensor
 from torch.distributions import transform_to
 
 from .columns import center_and_variance
+from .data import DataError
 from .errors import ModelError
-from .pair import Pair
+from .pair import Initialize, Pair, Start
 from .structure import Structure, double
 
+FAR = 30.0  # a boundary, such as a probability of 0, in unconstrained space
 SEEDING_ROWS = 20_000  # k-means++ looks at no more rows than this, drawn at random
+
+
+class TooFewRows(DataError):
+    """Fewer distinct rows than centres are wanted."""
+
+    def __init__(self, num_centers: int, num_rows: int) -> None:
+        super().__init__(f"k-means++: {num_centers} centres are wanted, the data have only {num_rows} distinct rows")
+        self.num_centers, self.num_rows = num_centers, num_rows
 
 
 def kmeans_plusplus(x: Tensor, num_centers: int, generator: torch.Generator) -> Tensor:
@@ -24,17 +34,32 @@ def kmeans_plusplus(x: Tensor, num_centers: int, generator: torch.Generator) -> 
     ----------
     x : Tensor (N, D)
     num_centers : int
-        At most the number of distinct rows looked at.
+        At most the number of distinct rows.
     generator : torch.Generator
 
     Returns
     -------
     Tensor (num_centers, D), float64
+
+    Raises
+    ------
+    TooFewRows
+        The data have fewer distinct rows than `num_centers`.
     """
+    few = len(x) <= SEEDING_ROWS
+    seeds = _seeds(x if few else x[torch.randint(len(x), (SEEDING_ROWS,), generator=generator)], num_centers, generator)
+    if len(seeds.unique(dim=0)) == num_centers:
+        return seeds
+    # a row is taken twice only where every distinct one looked at has been taken: look at all that there are
+    distinct = x.nan_to_num(nan=float("inf")).unique(dim=0) if x.is_floating_point() else x.unique(dim=0)
+    if len(distinct) < num_centers:
+        raise TooFewRows(num_centers, len(distinct))
+    return _seeds(torch.where(distinct.isinf(), torch.nan, distinct), num_centers, generator)
+
+
+def _seeds(x: Tensor, num_centers: int, generator: torch.Generator) -> Tensor:
     from sklearn.cluster import kmeans_plusplus as seed_centers
 
-    if len(x) > SEEDING_ROWS:
-        x = x[torch.randint(len(x), (SEEDING_ROWS,), generator=generator)]
     x = x.to(torch.float64)
     center, variance = center_and_variance(x)
     filled = torch.where(x.isnan(), center, x)
@@ -54,16 +79,18 @@ def starting_values(
 ) -> dict[str, Tensor]:
     """Starting values of every param, (R, *shape) each.
 
-    With ``pair.initialize`` each restart draws its own; otherwise the first start is what the model declares, and the
-    others are jittered around it. `start` overrules the first.
+    With ``pair.initialize`` each restart draws its own, or takes the next that it yields; otherwise the first start is
+    what the model declares, and the others are jittered around it. `start` overrules the first.
     """
     declared = {name: double(param.value) for name, param in structure.params.items()}
-    starts = []
+    drawn = _each(pair.initialize, data, generator, structure)
+    starts: list[dict[str, Tensor]] = []
+    last = declared  # that was not jittered
     for number in range(restarts):
-        if pair.initialize is not None:
-            starts.append({**declared, **_checked(pair.initialize(data, generator), declared, "initialize")})
-        else:
-            starts.append(declared if number == 0 else jitter(declared, structure, generator))
+        found = next(drawn, None)
+        if found is not None:
+            last = {**declared, **_checked(found, declared)}
+        starts.append(jitter(last, structure, generator) if found is None and number else last)
     starts[0] = {**starts[0], **_checked(start or {}, declared, "start")}
     return {name: torch.stack([one[name] for one in starts]) for name in declared}
 
@@ -75,14 +102,43 @@ def jitter(values: Mapping[str, Tensor], structure: Structure, generator: torch.
     out = {}
     for name, value in values.items():
         transform = transform_to(structure.params[name].constraint)
-        free = transform.inv(value)
+        free = transform.inv(value).nan_to_num(posinf=FAR, neginf=-FAR)
         unit = free.std().item() if free.numel() > 1 else 1.0
         noise = torch.randn(free.shape, generator=generator, dtype=free.dtype).to(free.device)
         out[name] = transform(free + noise * (unit if unit > 1 else 1.0))
     return out
 
 
-def _checked(given: Mapping[str, Any], declared: dict[str, Tensor], source: str) -> dict[str, Tensor]:
+def _each(
+    initialize: Initialize | None, data: Any, generator: torch.Generator, structure: Structure
+) -> Iterator[Start]:
+    """What `initialize` gives for each restart in turn."""
+    while initialize is not None:
+        found = _drawn(initialize, data, generator, structure)
+        if isinstance(found, Iterator):
+            yield from found
+            return
+        yield found
+
+
+def _drawn(
+    initialize: Initialize, data: Any, generator: torch.Generator, structure: Structure
+) -> Start | Iterator[Start]:
+    """Starting values drawn by the model's own `initialize`, which knows no names of latents."""
+    try:
+        return initialize(data, generator)
+    except TooFewRows as error:
+        sizes = {name: latent.cardinality for name, latent in structure.latents.items()}
+        owner = next((name for name, size in sizes.items() if size == error.num_centers), None)
+        if owner is None:
+            raise
+        raise DataError(
+            f"latent '{owner}' has {error.num_centers} values, the data only {error.num_rows} distinct rows: "
+            f"ask for fewer values"
+        ) from None
+
+
+def _checked(given: Mapping[str, Any], declared: dict[str, Tensor], source: str = "initialize") -> dict[str, Tensor]:
     out = {}
     for name, value in given.items():
         if name not in declared:

@@ -19,8 +19,10 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions import constraints
 
-from .errors import ModelError
-from .symbols import plain, symbol
+from .arrays import DataError
+from .errors import ModelError, OptionError
+from .shapes import check_shapes, plate_mismatch
+from .symbols import drawn, plain, symbol
 
 DATA_PLATE = "data"
 ROOM_FOR_PLATES = 8  # dims kept free for plates while their number is not yet known
@@ -96,6 +98,8 @@ class Bind(Messenger):
     def _pyro_post_sample(self, msg: dict) -> None:
         if is_shared_latent(msg):
             self._declare(msg, msg["fn"].support, msg)
+        elif self.symbols and not msg["is_observed"] and not is_bookkeeping(msg) and not msg["fn"].support.is_discrete:
+            msg["value"] = drawn(msg["value"], msg["name"])
 
     def _declare(self, msg: dict, constraint: Any, prior: Any) -> None:
         value = msg["value"]
@@ -113,7 +117,7 @@ class OneRow(Messenger):
         super().__init__()
         self.plate = plate
 
-    def _pyro_sample(self, msg: dict) -> None:
+    def _pyro_sample(self, msg: Any) -> None:
         if msg["name"] == self.plate and poutine.util.site_is_subsample(msg):
             msg["value"], msg["done"] = torch.zeros(1, dtype=torch.long), True
 
@@ -167,8 +171,11 @@ def engine_state(seed: int | None = None, device: Any = "cpu") -> Iterator[None]
 
 def run(model: Any, data: Any, bind: Bind, nesting: int) -> Any:
     """One trace of the model with every discrete latent enumerated to the left of `nesting` plate dims."""
-    with bind:
-        return poutine.trace(poutine.enum(model, first_available_dim=-1 - nesting)).get_trace(data)
+    try:
+        with bind:
+            return poutine.trace(poutine.enum(model, first_available_dim=-1 - nesting)).get_trace(data)
+    except (DataError, ModelError, OptionError) as error:
+        raise (error.__cause__ or error) from None  # in its own words, without the shapes that Pyro adds
 
 
 def read(model: Any, data: Any, values: Mapping[str, Tensor] | None = None) -> Structure:
@@ -184,12 +191,18 @@ def read(model: Any, data: Any, values: Mapping[str, Tensor] | None = None) -> S
     Raises
     ------
     ModelError
-        No data plate; a latent that needs the data plate outside it; a discrete latent without its ``enumerate`` mark;
-        nothing observed.
+        No data plate; a site that does not fit its plates; a latent that needs the data plate outside it; a discrete
+        latent without its ``enumerate`` mark; nothing observed.
     """
     values = values or {}
     first = Bind(values)
-    sites = sample_sites(run(model, data, first, ROOM_FOR_PLATES))
+    try:
+        sites = sample_sites(run(model, data, first, ROOM_FOR_PLATES))
+    except ValueError as error:
+        if (plain_words := plate_mismatch(error)) is not None:
+            raise plain_words from None
+        raise
+    check_shapes(sites, ROOM_FOR_PLATES, DATA_PLATE)
     nesting = max((-frame.dim for site in sites.values() for frame in site["cond_indep_stack"]), default=0)
     bind = Bind({**{name: double(param.value) for name, param in first.declared.items()}, **values}, symbols=True)
     trace = run(model, data, bind, nesting)

@@ -22,7 +22,7 @@ from .data import Dataset, num_rows
 from .errors import ConvergenceWarning, FitError, ModelError, OptionError, warn
 from .estep import one_thread
 from .fit import Fit, finish
-from .guide_of import OwnGuide, exact_of_rows
+from .guide_of import OwnGuide, check_batches, exact_of_rows
 from .guides import SHAPES, GuideShape
 from .labels import label_cells
 from .loop import Progress
@@ -151,6 +151,9 @@ def svi(
         _validate(program, {name: value[0] for name, value in starts.items()})
         lead = max((len(value) for value in starts.values()), default=1)
         runs = [begin(pair, program, {n: v[r] for n, v in starts.items()}, options, share) for r in range(lead)]
+        sampler = runs[0].objective.sampler
+        if batch and isinstance(sampler, OwnGuide):
+            check_batches(sampler, runs[0].parts(), dataset.values, batch)
         race = min(RACE, num_steps) if lead > 1 else 0
         asked = {"guide": shape.name if shape else "own", "restarts": lead}
         asked |= {name: value for name, value in options._asdict().items() if name != "shape"}
@@ -257,7 +260,7 @@ def _shape_of(guide: Any, pair: Pair) -> GuideShape | None:
     return SHAPES[name]
 
 
-def _batch_size(given: int | None, rows: int) -> int | None:
+def _batch_size(given: Any, rows: int) -> int | None:
     """Rows of a step; None where it is all of them."""
     if given is None:
         return None if rows <= FULL_BATCH else BATCH

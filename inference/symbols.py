@@ -83,6 +83,11 @@ def symbol(value: Tensor, name: str) -> Symbol:
     return _mark(value, Provenance(frozenset({name}), index))
 
 
+def drawn(value: Tensor, name: str) -> Symbol:
+    """Mark a tensor as a draw of a latent: values that depend on it are never the same twice."""
+    return _mark(value, Provenance(frozenset({name}), None, "a draw"))
+
+
 def provenance(value: Any) -> Provenance | None:
     """Where a value comes from; None for a plain tensor or number, which depends on no root."""
     return value.provenance if isinstance(value, Symbol) else None

@@ -1,6 +1,35 @@
 """The models: one a file, grouped by family. Importing this package registers them all."""
 
-from .mixtures import gaussian, latent_class, poisson
+from .comparisons import bradley_terry
+from .measurement import item_response
+from .mixtures import (
+    experts,
+    gaussian,
+    latent_class,
+    mixed,
+    multinomial,
+    negative_binomial,
+    poisson,
+    regressions,
+    student_t,
+    zero_inflated_poisson,
+)
+from .raters import dawid_skene
 from .registry import register
 
-__all__ = ["gaussian", "latent_class", "poisson", "register"]
+__all__ = [
+    "bradley_terry",
+    "dawid_skene",
+    "experts",
+    "gaussian",
+    "item_response",
+    "latent_class",
+    "mixed",
+    "multinomial",
+    "negative_binomial",
+    "poisson",
+    "register",
+    "regressions",
+    "student_t",
+    "zero_inflated_poisson",
+]

@@ -1,12 +1,20 @@
-"""Hyper-parameters as a person types them: text, read as what the default is."""
+"""Hyper-parameters as a person types them: text, read as what the factory's annotation says."""
 
 from __future__ import annotations
 
+import argparse
 import ast
-from collections.abc import Callable
+import inspect
+import types
+import typing
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from ..inference.errors import OptionError
+from .registry import ENTRIES, entry
+
+LONGEST = 1000  # values that a range may stand for
+DEST = "hyper "  # before the name of a hyper-parameter among the arguments of a command
 
 
 def flag(name: str) -> str:
@@ -14,32 +22,133 @@ def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def value(name: str, text: str, default: Any) -> Any:
-    """One value, of the type of the default."""
-    kinds: dict[type, tuple[str, Callable[[str], Any]]] = {
-        bool: ("true or false", {"true": True, "false": False}.__getitem__),
-        int: ("a whole number", int),
-        float: ("a number", float),
-        str: ("text", str),
-    }
-    required = default == "required"  # of any type
-    literal: tuple[str, Callable[[str], Any]] = ("a Python literal", ast.literal_eval)
-    expected, read = literal if required else kinds.get(type(default), kinds[str])
+def add_flags(group: Any, form: str) -> None:
+    """An option for each hyper-parameter of every model: `given` refuses those that the named one does not have."""
+    owners: dict[str, list[str]] = {}
+    for name in sorted(ENTRIES):
+        for option, default in ENTRIES[name].card.hyperparameters.items():
+            owners.setdefault(option, []).append(f"{name} ({shown(default)})")
+    for option, models in owners.items():
+        # a % would be read as the form of something to fill in
+        text = ", ".join(models).replace("%", "%%")
+        group.add_argument(flag(option), dest=DEST + option, metavar=form, help=text)
+
+
+def given(args: argparse.Namespace) -> list[tuple[str, str, Any]]:
+    """Name, text and kind of each hyper-parameter that was given; those of other models are errors."""
+    kinds = kinds_of(args.name)
+    texts = {name.removeprefix(DEST): text for name, text in vars(args).items() if name.startswith(DEST)}
+    met = {name: text for name, text in texts.items() if text is not None}
+    for wrong in [*(flag(name) for name in met if name not in kinds), *args.unknown]:
+        own = ", ".join(map(flag, kinds)) or "none"
+        raise OptionError(f"{args.name} has no option {wrong}: its own are {own} (see latentzoo {args.command} --help)")
+    return [(name, text, kinds[name]) for name, text in met.items()]
+
+
+def kinds_of(model: str) -> dict[str, Any]:
+    """The annotation of each hyper-parameter; where there is none, the type of its default."""
+    parameters = inspect.signature(entry(model).factory, eval_str=True).parameters.values()
+    return {p.name: _kind(p) for p in parameters}
+
+
+def _kind(parameter: inspect.Parameter) -> Any:
+    if parameter.annotation not in (parameter.empty, Any):
+        return parameter.annotation
+    return Any if parameter.default in (parameter.empty, None) else type(parameter.default)
+
+
+def shown(default: Any) -> str:
+    """A default as a person would type it."""
+    if default is None or default == ():
+        return "none"
+    if isinstance(default, bool):
+        return str(default).lower()
+    return ",".join(map(str, default)) if isinstance(default, tuple | list) else str(default)
+
+
+def value(name: str, text: str, kind: Any) -> Any:
+    """One value of a kind, which is a type, a union of types, or a sequence of elements parted by commas."""
     try:
-        return read(text)
-    except (ValueError, KeyError, SyntaxError) as error:
-        raise OptionError(f"{flag(name)}: met {text!r}, expected {expected}") from error
+        return _read(text.strip(), kind)
+    except (ValueError, SyntaxError) as error:
+        raise OptionError(f"{flag(name)}: met {text!r}, expected {_words(kind)}") from error
 
 
-def values(name: str, text: str, default: Any) -> list[Any]:
-    """A list such as 2,3,5 or full,tied; among whole numbers 1:6 stands for 1, 2, ..., 6."""
+def values(name: str, text: str, kind: Any) -> list[Any]:
+    """A list such as 2,3,5 or full,tied; among whole numbers 1:6 stands for 1, 2, ..., 6.
+
+    Sequences, whose elements are parted by commas, are parted by semicolons.
+    """
     found: list[Any] = []
-    for part in text.split(","):
+    for part in text.split(";" if any(_element(one) for one in _alternatives(kind)) else ","):
         first, colon, last = part.partition(":")
-        if colon and type(default) is int:
-            found += range(value(name, first, default), value(name, last, default) + 1)
-        else:
-            found.append(value(name, part, default))
+        if not colon or kind is not int:
+            found.append(value(name, part, kind))
+            continue
+        low, high = value(name, first, kind), value(name, last, kind)
+        if high - low >= LONGEST:
+            raise OptionError(f"{flag(name)}: met {part!r}, which stands for more than {LONGEST} numbers")
+        found += range(low, high + 1)
     if not found:
         raise OptionError(f"{flag(name)}: met {text!r}, which holds no number; give the smaller end first")
-    return list(dict.fromkeys(found))
+    return [one for number, one in enumerate(found) if one not in found[:number]]
+
+
+def _read(text: str, kind: Any) -> Any:
+    alternatives = _alternatives(kind)
+    if len(alternatives) > 1:
+        return _first(text, sorted(alternatives, key=lambda one: one is str))  # anything reads as text
+    element = _element(kind)
+    if element is not None:
+        return tuple(_read(part.strip(), element) for part in text.split(",")) if text not in ("", "none") else ()
+    if typing.get_origin(kind) is typing.Literal:
+        return {str(choice): choice for choice in typing.get_args(kind)}[text] if text in _choices(kind) else _refuse()
+    if kind is type(None):
+        return None if text == "none" else _refuse()
+    if kind is bool:
+        return text.lower() == "true" if text.lower() in ("true", "false") else _refuse()
+    if kind is str:
+        return text or _refuse()
+    return kind(text) if kind in (int, float) else ast.literal_eval(text)
+
+
+def _first(text: str, kinds: Iterable[Any]) -> Any:
+    for kind in kinds:
+        try:
+            return _read(text, kind)
+        except (ValueError, SyntaxError):
+            continue
+    return _refuse()
+
+
+def _refuse() -> typing.NoReturn:
+    raise ValueError
+
+
+def _words(kind: Any) -> str:
+    """A kind in words."""
+    alternatives = _alternatives(kind)
+    if len(alternatives) > 1:
+        return " or ".join(map(_words, alternatives))
+    element = _element(kind)
+    if element is not None:
+        return f"a list, parted by commas, each {_words(element)}"
+    if typing.get_origin(kind) is typing.Literal:
+        return f"one of {', '.join(_choices(kind))}"
+    known = {int: "a whole number", float: "a number", str: "text", bool: "true or false", type(None): "none"}
+    return known.get(kind, "a Python literal")
+
+
+def _alternatives(kind: Any) -> tuple[Any, ...]:
+    return typing.get_args(kind) if typing.get_origin(kind) in (typing.Union, types.UnionType) else (kind,)
+
+
+def _element(kind: Any) -> Any:
+    """What a sequence holds; None for what is no sequence."""
+    if kind in (tuple, list):
+        return int | float | str
+    return typing.get_args(kind)[0] if typing.get_origin(kind) in (tuple, list, Sequence) else None
+
+
+def _choices(kind: Any) -> list[str]:
+    return [str(choice) for choice in typing.get_args(kind)]

@@ -119,7 +119,8 @@ def register(
         def create(*args: Any, **kwargs: Any) -> Pair:
             bound = signature.bind(*args, **kwargs)
             bound.apply_defaults()
-            origin = Origin(name, f"{factory.__module__}:{factory.__qualname__}", dict(bound.arguments))
+            given = {key: tuple(value) if isinstance(value, list) else value for key, value in bound.arguments.items()}
+            origin = Origin(name, f"{factory.__module__}:{factory.__qualname__}", given)
             return replace(factory(*args, **kwargs), origin=origin)
 
         story = factory.__doc__ or ""

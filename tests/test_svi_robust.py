@@ -85,6 +85,22 @@ def test_a_guide_that_misses_a_latent_or_adds_one():
     refuses(ModelError, "'loc'", "outside the plate", guide=in_rows)
 
 
+def test_a_guide_with_params_of_every_row_takes_no_batches():
+    def rows(x):
+        with pyro.plate("data", len(x)):
+            u = pyro.sample("u", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(u, 1.0), obs=x)
+
+    def guide(x):
+        center = pyro.param("center", lambda: torch.zeros(len(x)))
+        with pyro.plate("data", len(x)):
+            pyro.sample("u", dist.Normal(center, 0.7))
+
+    refuses(ModelError, "batch of 20 rows", "batch_size=80", pair=Pair(rows, guide), batch_size=20)
+    fit = zoo.fit(Pair(rows, guide), X, inference="svi")
+    assert (fit.latents()["u"].mean - X / 2).abs().mean() < 0.15  # the posterior is N(x / 2, 1 / 2)
+
+
 def test_an_invalid_value_is_caught_by_validation_before_the_first_step():
     def broken(x):
         scale = pyro.param("scale", torch.tensor(-1.0))

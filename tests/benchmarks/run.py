@@ -10,67 +10,21 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import os
-import statistics
 import subprocess
 import sys
-import time
 import warnings
 from collections.abc import Callable
 from datetime import date
-from typing import NamedTuple
 
 import numpy as np
 import torch
+from measure import Row, alternate, per_iteration, seconds, timed
+from svi_jobs import optimum, step_of_factors, step_of_mixture
 
 from latentzoo import zoo
 
 warnings.simplefilter("ignore")  # both sides are stopped before they converge
 THREADS = len(os.sched_getaffinity(0))
-
-
-class Row(NamedTuple):
-    """One line of the table."""
-
-    job: str
-    peer: str
-    ours: str
-    theirs: str
-    ratio: float
-    target: float
-    at_most: bool = False
-
-    @property
-    def met(self) -> bool:
-        return self.ratio <= self.target if self.at_most else self.ratio >= self.target
-
-
-def alternate(ours: Callable[[], float], theirs: Callable[[], float], rounds: int) -> tuple[float, float]:
-    """Medians of what both return, turn by turn."""
-    pairs = [(ours(), theirs()) for _ in range(rounds)]
-    return statistics.median(a for a, _ in pairs), statistics.median(b for _, b in pairs)
-
-
-def per_iteration(run: Callable[[int], object], few: int = 1, many: int = 6) -> float:
-    """Seconds per iteration, from the difference of two runs."""
-    times = []
-    for count in (few, many):
-        start = time.perf_counter()
-        run(count)
-        times.append(time.perf_counter() - start)
-    return (times[1] - times[0]) / (many - few)
-
-
-def seconds(run: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    run()
-    return time.perf_counter() - start
-
-
-def timed(
-    job: str, peer: str, ours: Callable[[], float], theirs: Callable[[], float], rounds: int, target: float
-) -> Row:
-    mine, other = alternate(ours, theirs, rounds)
-    return Row(job, peer, f"{mine * 1e3:.1f} ms", f"{other * 1e3:.1f} ms", other / mine, target)
 
 
 # --- jobs -------------------------------------------------------------------------------------------------------------
@@ -153,6 +107,41 @@ def classes(collapse: bool, target: float, rounds: int) -> Row:
     )
 
 
+def raters(target: float, rounds: int) -> Row:
+    import pandas as pd
+    from crowdkit.aggregation import DawidSkene
+
+    rng = np.random.default_rng(0)
+    N, M, J, K = 100_000, 5, 200, 4
+    truth, rater = rng.integers(0, K, N), np.argpartition(rng.random((N, J)), M, axis=1)[:, :M]
+    right = rng.random((N, M)) < rng.uniform(0.4, 0.95, J)[rater]
+    label = np.where(right, truth[:, None], rng.integers(0, K, (N, M)))
+    table = pd.DataFrame({"item": np.repeat(np.arange(N), M), "rater": rater.ravel(), "label": label.ravel()})
+    theirs_table = table.rename(columns={"item": "task", "rater": "worker"})
+    pair = zoo.create("dawid_skene")
+
+    def ours(iterations: int, start: dict[str, torch.Tensor] | None = None):
+        return zoo.fit(pair, table, inference="em", max_iters=iterations, start=start, tol=0, progress=False)
+
+    def theirs(iterations: int):
+        return DawidSkene(n_iter=iterations, tol=0).fit(theirs_table)
+
+    found = theirs(3)  # from the majority vote too, and what it learned is scored as ours is
+    errors = found.errors_.sort_index()[sorted(found.errors_)].to_numpy().reshape(J, K, K)  # worker, label, truth
+    learned = {"weights": found.priors_.sort_index().to_numpy(), "confusion": errors.swapaxes(1, 2)}
+    mine = ours(3).log_likelihood
+    other = ours(0, {name: torch.from_numpy(value.copy()) for name, value in learned.items()}).log_likelihood
+    assert abs(mine - other) < 1e-8 * abs(other), (mine, other)
+    return timed(
+        "Dawid-Skene EM, 100k items, 200 raters, 5 labels each, K=4, per iteration",
+        "crowd-kit",
+        lambda: per_iteration(ours, many=41),
+        lambda: per_iteration(theirs, many=11),
+        rounds,
+        target,
+    )
+
+
 def restarts(rounds: int) -> Row:
     from sklearn.datasets import load_iris
     from sklearn.mixture import GaussianMixture
@@ -172,6 +161,44 @@ def restarts(rounds: int) -> Row:
     return timed(
         "64 restarts, iris K=3 full, to convergence",
         "scikit-learn",
+        lambda: seconds(ours),
+        lambda: seconds(theirs),
+        rounds,
+        1.0,
+    )
+
+
+def items(rounds: int) -> Row:
+    from girth import twopl_mml
+    from scipy.special import expit, logsumexp
+
+    rng = np.random.default_rng(0)
+    N, J = 10_000, 50
+    slope, difficulty = rng.lognormal(0, 0.3, J), rng.normal(size=J)
+    x = (rng.random((N, J)) < expit(slope * (rng.normal(size=(N, 1)) - difficulty))).astype(int)
+    pair = zoo.create("item_response")
+
+    def ours():
+        return zoo.fit(pair, x, inference="em", progress=False)
+
+    def theirs():
+        return twopl_mml(x.T, {"quadrature_n": 41})
+
+    def log_likelihood(slope: np.ndarray, difficulty: np.ndarray) -> float:
+        """By an integral finer than that of either."""
+        ability = np.linspace(-6, 6, 481)
+        logits = slope * (ability[:, None] - difficulty)
+        log_prior = -(ability**2) / 2 - logsumexp(-(ability**2) / 2)
+        joint = x @ logits.T - np.logaddexp(0, logits).sum(1) + log_prior
+        return logsumexp(joint, axis=1).sum()
+
+    mine, other = ours().params, theirs()
+    reached = log_likelihood(mine["slope"].numpy(), mine["difficulty"].numpy())
+    best = log_likelihood(other["Discrimination"], other["Difficulty"])
+    assert reached >= best, (reached, best)
+    return timed(
+        "item response, two parameters, N=10k, 50 items, 41 nodes, to convergence",
+        "girth",
         lambda: seconds(ours),
         lambda: seconds(theirs),
         rounds,
@@ -222,7 +249,12 @@ JOBS: dict[str, Callable[[int], Row]] = {
     "gaussian-full-100k": lambda r: gaussian("full", 100_000, 10, 10, 5.0, r),
     "latent-class-rows": lambda r: classes(False, 4.0, r),
     "latent-class-weights": lambda r: classes(True, 20.0, r),
+    "raters": lambda r: raters(3.0, r),
     "restarts": restarts,
+    "item-response": items,
+    "svi-step-mixture": step_of_mixture,
+    "svi-step-factors": step_of_factors,
+    "svi-optimum": optimum,
     "start-up": start_up,
     "memory-diagonal": lambda r: memory("diagonal"),
     "memory-full": lambda r: memory("full"),
@@ -235,7 +267,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args()
     torch.set_num_threads(THREADS)
-    names = ("torch", "pyro-ppl", "numpy", "scikit-learn", "stepmix")
+    names = ("torch", "pyro-ppl", "numpy", "scikit-learn", "stepmix", "girth", "crowd-kit")
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in names)
     print(f"{date.today()}, {THREADS} threads, Python {sys.version.split()[0]}, {versions}\n")
     print("| job | against | latentzoo | peer | ratio | target | met |\n|---|---|---|---|---|---|---|")

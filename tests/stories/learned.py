@@ -114,7 +114,7 @@ def mean_equal_over_components(x):
 # --- by gradient ------------------------------------------------------------------------------------------------------
 
 
-@story(XY, smooth=True)
+@story(XY)
 def regressions(data):
     """A regression in each component."""
     weights, slopes, scale = simplex("weights", K), real("slopes", K, 2), positive("scale", K)
@@ -123,7 +123,7 @@ def regressions(data):
         pyro.sample("y", dist.Normal((data.x * slopes[z]).sum(-1), scale[z]), obs=data.y)
 
 
-@story(XY, smooth=True)
+@story(XY)
 def experts(data):
     """The component depends on the row's covariates."""
     gates, loc, scale = real("gates", 2, K), real("loc", K), positive("scale", K)

@@ -1,0 +1,1 @@
+"""Comparisons: who is stronger than whom, from contests of two."""

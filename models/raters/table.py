@@ -1,0 +1,67 @@
+"""Tables of ratings: columns rater and label as the models of raters take them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ...inference.data import DataError, Schema
+
+COLUMNS = ("rater", "label")
+
+
+def ratings(table: Tensor, schema: Schema) -> Tensor:
+    """The columns named rater and label, or, where none is named so, the first two: (N, M, 2)."""
+    columns = schema.columns or ()
+    if table.dim() != 3 or table.shape[-1] < 2:
+        raise DataError(
+            f"data: met shape {tuple(table.shape)}, expected a rating a row, of three columns: item, rater, label "
+            f"(or a tensor (N, M, 2) of raters and labels, padded with NaN)"
+        )
+    places = [columns.index(name) for name in COLUMNS] if set(COLUMNS) <= set(columns) else [0, 1]
+    x = table[..., places]
+    for place, column in zip(places, range(2), strict=True):
+        name = columns[place] if columns else COLUMNS[column]
+        found = x[..., column]
+        wrong = (found < 0) | (found != found.floor()) & ~found.isnan()
+        if bool(wrong.any()):
+            raise DataError(
+                f"column '{name}' holds {found[wrong][0].item():g}: expected codes 0, 1, ..., or text for names"
+            )
+    alone = x[..., 0].isnan() & ~x[..., 1].isnan()
+    if bool(alone.any()):
+        raise DataError(f"column '{columns[places[0]] if columns else 'rater'}' is missing beside a label: whose is it?")
+    return x
+
+
+def require_known(codes: Tensor, known: int, what: str) -> None:
+    """Refuse codes beyond those of training."""
+    largest = int(codes.nan_to_num(nan=0.0).max())
+    if largest >= known:
+        raise DataError(f"met {what} {largest}: in training they were 0 to {known - 1}")
+
+
+def require_comparable(x: Tensor) -> None:
+    """Refuse ratings among which no item has two: nothing would tell a rater's errors from the items' classes."""
+    if int((~x[..., 1].isnan()).sum(1).max()) < 2:
+        raise DataError(
+            "no item has two labels, so the errors of raters cannot be told from the classes of items: have items "
+            "rated by several raters, or several times"
+        )
+
+
+def votes(x: Tensor, labels: int) -> Tensor:
+    """How often each item was given each label, (N, K)."""
+    seen = ~x[..., 1].isnan()
+    item = seen.nonzero()[:, 0]
+    cell = item * labels + x[..., 1][seen].long()
+    return torch.bincount(cell, minlength=len(x) * labels).reshape(len(x), labels).to(x.dtype)
+
+
+def confusion_counts(x: Tensor, classes: Tensor, raters: int) -> Tensor:
+    """How often each rater gave each label to items of each class, (J, K, K), of class shares (N, K) of the items."""
+    seen, labels = ~x[..., 1].isnan(), classes.shape[1]
+    item = seen.nonzero()[:, 0]
+    cell = x[..., 0][seen].long() * labels + x[..., 1][seen].long()
+    counts = torch.zeros(raters * labels, labels, dtype=classes.dtype, device=x.device)
+    return counts.index_add(0, cell, classes[item]).reshape(raters, labels, labels).mT
