@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from .inference.begin import pick
 from .inference.em import em
 from .inference.errors import OptionError
 from .inference.fit import Fit
@@ -82,15 +83,15 @@ def fit(pair: str | Pair, data: Any, inference: str = "auto", **options: Any) ->
         pair = create(pair, **own)
     if not isinstance(pair, Pair):
         raise OptionError(f"fit: met a {type(pair).__name__}, expected the name of a model or a Pair(model, guide)")
-    name, reason = resolve(pair, inference)
+    name, reason = resolve(pair, inference, data)
     _check_options(name, options, pair)
     return DRIVERS[name](pair, data, **options).because(reason)
 
 
-def resolve(pair: Pair, inference: str) -> tuple[str, str]:
-    """The name of the driver that fits a pair, and why, where "auto" picked it."""
+def resolve(pair: Pair, inference: str, data: Any = None) -> tuple[str, str]:
+    """The name of the driver that fits a pair (to data, where they are at hand), and why, where "auto" picked it."""
     if inference == "auto":
-        return "em", "auto: every latent of a row can be summed out, so EM is exact"
+        return pick(pair, data)
     _require(inference, ["auto", *DRIVERS])
     return inference, ""
 

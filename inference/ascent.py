@@ -41,6 +41,8 @@ class State:
     level: float = -math.inf  # mean bound at rest, at the learning rate before
     length: float = 0.0  # running mean of the gradient's length
     converged: bool = False
+    best: float = -math.inf  # the highest bound met, where it has no noise, and where that was
+    best_x: Tensor = field(default_factory=lambda: torch.empty(0))
     bounds: list[float] = field(default_factory=list)
     iterates: Iterates = field(default_factory=lambda: Iterates(WINDOW // 2))
 
@@ -85,6 +87,10 @@ class Ascent:
             after(state)
         return state
 
+    def ended(self, state: State) -> Tensor:
+        """Where a run ends up: at its best point where that is known, otherwise where it stands."""
+        return state.best_x if not self.noisy and state.best > -math.inf else state.x
+
     def step(self, state: State) -> None:
         """One step of Adam (Kingma and Ba 2015) up the bound, its gradient clipped."""
         with torch.enable_grad():  # a caller may have turned it off
@@ -95,6 +101,8 @@ class Ascent:
         value = float(bound.detach())
         if not (math.isfinite(value) and math.isfinite(length)):
             raise NotFinite
+        if not self.noisy and value > state.best:
+            state.best, state.best_x = value, state.x
         state.step += 1
         state.since += 1
         state.bounds.append(value)
@@ -117,9 +125,10 @@ class Ascent:
         if not self.noisy:
             if len(recent) <= WINDOW:
                 return
-            rise, room = max(recent[-WINDOW:]) - max(recent[:-WINDOW]), self.tol * (1 + abs(recent[-1]))
+            rise, room = max(recent[-WINDOW:]) - max(recent[:-WINDOW]), self.tol * (1 + abs(state.best))
             if rise <= room:
-                self._lower(state, recent[-1], room)
+                state.x, state.momentum = state.best_x, torch.zeros_like(state.x)
+                self._lower(state, state.best, room)
             return
         if state.since % (4 * WINDOW) or state.since < 8 * WINDOW:
             return

@@ -15,6 +15,7 @@ from .pair import Pair, on_table
 from .program import Program
 from .sites import Params
 from .starts import jitter, starting_values
+from .structure import engine_state, read
 
 
 def take_in(pair: Pair, data: Any, device: Any) -> tuple[Pair, Dataset, torch.device]:
@@ -24,6 +25,20 @@ def take_in(pair: Pair, data: Any, device: Any) -> tuple[Pair, Dataset, torch.de
         home = check_device(device)
         dataset = replace(dataset, values=map_tensors(lambda t: t.to(home), dataset.values))
     return on_table(pair, dataset.schema), dataset, device_of(dataset.values)
+
+
+def pick(pair: Pair, data: Any = None) -> tuple[str, str]:
+    """The driver that suits a pair, and why: EM wherever it is exact."""
+    if pair.guide is not None:
+        return "svi", "auto: the pair brings a guide of its own"
+    if pair.origin is None and data is not None:
+        bound, dataset, home = take_in(pair, data, None)
+        with engine_state(0, home):
+            structure = read(bound.model, dataset.values)
+        if structure.continuous:
+            name = structure.continuous[0]
+            return "svi", f"auto: latent '{name}' of each row is continuous, and cannot be summed out"
+    return "em", "auto: every latent of a row can be summed out, so EM is exact"
 
 
 def first_starts(

@@ -106,7 +106,8 @@ _FREQUENCIES = {
 }
 
 # Henderson & Velleman (1981), Biometrics 37, 391-411, from Motor Trend 1974: miles per gallon, displacement (cubic
-# inches), weight (1000 lb), quarter mile (s), cylinders, engine (0: V), transmission (0: automatic), gears, carburettors.
+# inches), weight (1000 lb), quarter mile (s), cylinders, engine (0 is V), transmission (0 is automatic), gears,
+# carburettors.
 _CARS = """
 21.0 160.0 2.620 16.46 6 0 1 4 4  21.0 160.0 2.875 17.02 6 0 1 4 4  22.8 108.0 2.320 18.61 4 1 1 4 1
 21.4 258.0 3.215 19.44 6 1 0 3 1  18.7 360.0 3.440 17.02 8 0 0 3 2  18.1 225.0 3.460 20.22 6 1 0 3 1

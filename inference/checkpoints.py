@@ -17,6 +17,7 @@ from .plateau import Block, Iterates
 from .runs import RUN_FILE, RunError, read_run, write_run
 from .svi_run import Run
 
+NUMBERS = ("rate", "step", "since", "level", "length", "converged", "best")  # of a state, beside its arrays
 HASHED_BYTES = 1 << 26  # of each tensor of the data
 
 
@@ -54,6 +55,7 @@ class Checkpoints:
         arrays = {"x": state.x, "momentum": state.momentum, "square": state.square}
         arrays |= {"bounds": torch.tensor(state.bounds, dtype=torch.float64), "order": batches.order}
         arrays |= {"random": torch.get_rng_state(), "random_batches": batches.generator.get_state()}
+        arrays["best_x"] = state.best_x
         blocks = state.iterates.blocks
         if blocks:
             arrays |= {
@@ -71,7 +73,7 @@ class Checkpoints:
             "counts": [b.count for b in blocks],
             "open": state.iterates.count,
             "every": state.iterates.every,
-            **{name: getattr(state, name) for name in ("rate", "step", "since", "level", "length", "converged")},
+            **{name: getattr(state, name) for name in NUMBERS},
         }
         write_run(self.folder, arrays, record)
         self.last_step, self.last_time = state.step, time.monotonic()
@@ -102,10 +104,10 @@ class Checkpoints:
 def restore(run: Run, arrays: dict[str, Tensor], record: dict[str, Any]) -> None:
     """Put a run, and the random state, where the checkpoint was written."""
     state, batches = run.state, run.batches
-    for name in ("rate", "step", "since", "level", "length", "converged"):
+    for name in NUMBERS:
         setattr(state, name, record[name])
     state.x, state.momentum, state.square = arrays["x"], arrays["momentum"], arrays["square"]
-    state.bounds = arrays["bounds"].tolist()
+    state.bounds, state.best_x = arrays["bounds"].tolist(), arrays["best_x"]
     counts = record["counts"]
     blocks = [Block(n, arrays["means"][i], arrays["squares"][i]) for i, n in enumerate(counts)]
     state.iterates = Iterates(record["every"], blocks, record["open"])
@@ -128,7 +130,8 @@ def identity(run: Run, dataset: Dataset, options: dict[str, Any]) -> dict[str, A
 
 def _hash(value: Tensor) -> str:
     flat = value.detach().cpu().contiguous().flatten()
-    step = max(1, flat.nbytes // HASHED_BYTES)
+    step = max(1, flat.nbytes // NUMBERS = ("rate", "step", "since", "level", "length", "converged", "best")  # of a state, beside its arrays
+HASHED_BYTES)
     return hashlib.sha256(flat[::step].contiguous().numpy().tobytes()).hexdigest()[:16]
 
 

@@ -167,7 +167,7 @@ def _columns_of(value: Tensor, schema: Schema) -> tuple[str, ...]:
     columns = schema.columns or ()
     if schema.container != "frame" or value.dim() == 0:
         return ()
-    if schema.width is None or value.shape[-1] == len(columns) and value.dim() > 1:
+    if schema.width is None or (value.shape[-1] == len(columns) and value.dim() > 1):
         return columns
     in_table = value.dim() == 1 and value.stride(0) == len(columns) and value.storage_offset() < len(columns)
     return (columns[value.storage_offset()],) if in_table else ()

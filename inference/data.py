@@ -188,6 +188,7 @@ def adapt(data: Any, schema: Schema | None = None, by: str | None = None) -> Dat
         data = data.schema.decode(data.values, data.names)
     if isinstance(data, str | Path):
         data = read(data)
+    by = by if schema is None or schema.by is None else schema.by
     if by is not None and not is_structure(data) and getattr(data, "ndim", 2) != 3:
         return _adapt_long(data, schema, by)
     if is_structure(data):
@@ -203,7 +204,7 @@ def adapt(data: Any, schema: Schema | None = None, by: str | None = None) -> Dat
 def _adapt_long(data: Any, schema: Schema | None, by: str) -> Dataset:
     """The groups of a long table, padded: (N, M, D)."""
     known = None if schema is None else schema.columns
-    rest, name, names, codes = split(data, (schema and schema.by) or by, known)
+    rest, name, names, codes = split(data, by, known)
     values, own = _adapt_one(rest, "data", schema)
     container = own.container if is_instance(data, "pandas", "DataFrame") or isinstance(data, Tensor) else "array"
     found = own if schema is None else _match(own, values, schema)
@@ -221,11 +222,11 @@ def _adapt_one(data: Any, name: str, schema: Schema | None) -> tuple[Tensor, Sch
 
 def _adapt_fields(data: Any) -> Any:
     changes = {}
-    for field, value in fields_of(data).items():
+    for name, value in fields_of(data).items():
         if value is not None and not isinstance(value, bool | int | float | str):
-            changes[field], schema = _adapt_one(value, f"data.{field}", None)
+            changes[name], schema = _adapt_one(value, f"data.{name}", None)
             for column in schema.labels:
-                raise DataError(f"data.{field}: column {column!r} holds labels, expected numbers; give codes 0, 1, ...")
+                raise DataError(f"data.{name}: column {column!r} holds labels, expected numbers; give codes 0, 1, ...")
     if not changes:
         raise DataError(f"data: no field of {type(data).__name__} is a tensor or an array, expected at least one")
     return replace_fields(data, changes)

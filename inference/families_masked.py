@@ -18,7 +18,7 @@ class MaskedFamily(Family):
 
     def __init__(self, first: Family) -> None:
         self.first = first
-        self.order, self.arguments = first.order, {**first.arguments, "mask": 0}
+        self.order = first.order
 
     def read(self, fn: Any) -> dict[str, tuple[Tensor, int]]:
         fn = getattr(fn, "base_dist", fn)

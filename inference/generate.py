@@ -166,9 +166,9 @@ def _fill(fit: Any, dataset: Dataset, everywhere: bool) -> Any:
             out[cells.flatten()[chosen]] = expected.expand(cells.shape).flatten()[chosen]
     out = out.reshape(values.shape)
     if dataset.schema.container == "frame":
-        for place, column in enumerate(dataset.schema.columns or ()):
+        for number, column in enumerate(dataset.schema.columns or ()):
             if column in dataset.schema.labels:  # of two labels, too, the more probable
-                out.reshape(-1, values.shape[-1] if values.dim() > 1 else 1)[:, place].round_()
+                out.reshape(-1, values.shape[-1] if values.dim() > 1 else 1)[:, number].round_()
     out = out if fit.pair.by is None else keep_padding(out, values)
     return dataset.schema.decode(_as_given(out, values), dataset.names)
 
@@ -204,12 +204,15 @@ def expected_value(fn: Any, layout: Layout, table: Tensor, value: Tensor, everyw
 
 def _mix(layout: Layout, table: Tensor, mean: Tensor, inner: int) -> Tensor:
     return sum(
-        weight.reshape(*weight.shape, *(1,) * (part.dim() - weight.dim())) * part for weight, part in _parts(layout, table, mean, inner)
+        weight.reshape(*weight.shape, *(1,) * (part.dim() - weight.dim())) * part
+        for weight, part in _parts(layout, table, mean, inner)
     )  # type: ignore[return-value]
 
 
 def _parts(layout: Layout, table: Tensor, tensor: Tensor, inner: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """For each configuration: its posterior by row (N,), or by cell (N, *cells), and a site's tensor under it, (N or 1, plates, inner)."""
+    """For each configuration: its posterior by row (N,), or by cell (N, *cells), and a site's tensor under it, (N or 1,
+    plates, inner).
+    """
     canonical = layout.canonical(tensor, inner, keep_rows=True)
     assert canonical is not None
     count = len(layout.latents)

@@ -115,7 +115,8 @@ class NormalGuide:
                 value = block.transform(raw)
                 jacobian = block.transform.log_abs_det_jacobian(raw, value).reshape(num, -1).sum(1)
                 values[block.name] = value
-                log_q, entropy = log_q - jacobian, entropy + jacobian
+                if self.shape.noisy:  # the mode of a delta guide is that of the latents' own density
+                    log_q, entropy = log_q - jacobian, entropy + jacobian
                 if block.exact:
                     exact[block.name] = center.unsqueeze(0), scale.unsqueeze(0)
         if self.row_blocks:
@@ -127,7 +128,8 @@ class NormalGuide:
                 value = block.transform(raw)
                 jacobian = block.transform.log_abs_det_jacobian(raw, value).reshape(*raw.shape[:2], -1).sum(-1)
                 values[block.name] = self._in_place(value, block)
-                log_q_rows, entropy_rows = log_q_rows - jacobian, entropy_rows + jacobian
+                if self.shape.noisy:
+                    log_q_rows, entropy_rows = log_q_rows - jacobian, entropy_rows + jacobian
                 if block.exact:
                     exact[block.name] = (
                         self._in_place(center.unsqueeze(0), block),

@@ -208,5 +208,6 @@ def _factor_of(fit: Any, sampler: NormalGuide, free: Parts, prefix: str, block: 
     else:
         covariance = SHAPES[fit.guide].covariance(parts)[..., place, place]
         flat = dist.MultivariateNormal(loc, covariance)
-        normal = dist.TransformedDistribution(flat, [transforms.ReshapeTransform(torch.Size((block.size,)), torch.Size(block.shape))])
+        shaped = transforms.ReshapeTransform(torch.Size((block.size,)), torch.Size(block.shape))
+        normal = dist.TransformedDistribution(flat, [shaped])
     return dist.TransformedDistribution(normal, [block.transform])

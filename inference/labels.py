@@ -9,12 +9,47 @@ import torch
 from torch import Tensor
 
 from .program import Program
+from .starts import jitter
+from .structure import double
 
 Cells = dict[str, dict[str, Tensor]]  # latent -> param -> cell numbers (K, cells of one label)
 
 
 def label_cells(program: Program) -> Cells:
-    """Cells of each label, for every latent all of whose labels own cells of some param."""
+    """Cells of each label, for every latent all of whose labels own cells of some param.
+
+    Gathers tell which; where a model also computes with its params, other params whose first dim counts the labels are
+    tried too, and a latent is kept only if log p stays what it is when its labels change places.
+    """
+    found = _gathered_cells(program)
+    return _symmetries(program, found) if program.runs_model and found else found
+
+
+def _symmetries(program: Program, found: Cells) -> Cells:
+    structure, generator = program.structure, torch.Generator().manual_seed(0)
+    values = {name: double(param.value) for name, param in structure.params.items()}
+    values = jitter(values, structure, generator)  # where nothing is symmetric by chance
+    known = {param for own in found.values() for param in own}
+    out: Cells = {}
+    for latent, own in found.items():
+        size = structure.latents[latent].cardinality
+        others = {n: v for n, v in values.items() if n not in known and v.dim() and len(v) == size}
+        rows = {n: torch.arange(v.numel(), device=v.device).reshape(size, -1) for n, v in others.items()}
+        for cells in ({**own, **rows}, own) if rows else (own,):
+            if _is_symmetry(program, values, cells, size):
+                out[latent] = cells
+                break
+    return out
+
+
+def _is_symmetry(program: Program, values: dict[str, Tensor], own: dict[str, Tensor], size: int) -> bool:
+    moved = permuted(values, own, torch.arange(size).roll(1))
+    with torch.no_grad():
+        one, two = (program.row_log_prob({n: v.unsqueeze(0) for n, v in each.items()}) for each in (values, moved))
+    return bool(torch.isfinite(one).any()) and torch.allclose(one, two, rtol=1e-8, atol=1e-8)
+
+
+def _gathered_cells(program: Program) -> Cells:
     found: Cells = {}
     for i, (name, latent) in enumerate(program.structure.latents.items()):
         own: dict[str, list[Tensor]] = {}

@@ -14,6 +14,7 @@ from .plots_columns import UnfitKind
 from .plots_items import curves, information
 from .plots_params import params
 from .plots_raters import confusion
+from .plots_regressions import regressions
 from .plots_tables import profiles, rates
 
 KINDS: dict[str, Callable[..., Figure]] = {
@@ -25,12 +26,13 @@ KINDS: dict[str, Callable[..., Figure]] = {
     "confusion": confusion,
     "profiles": profiles,
     "rates": rates,
+    "regressions": regressions,
     "decomposition": decomposition,
 }
 """Name of each kind -> the function of a fit, and data where it takes other than the fit's, that draws it."""
 
 # what a model observes: numbers, categories, counts; before these, whether its rows have latents, and of what kind
-BY_STRUCTURE = ("params", "clusters", "curves", "confusion", "profiles", "rates")
+BY_STRUCTURE = ("params", "clusters", "regressions", "confusion", "curves", "profiles", "rates")
 
 
 def plot(fit: Any, kind: str | None = None, data: Any = None) -> Figure:

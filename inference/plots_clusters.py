@@ -21,6 +21,7 @@ from .plots_style import DATA, LISTED, SUM_LINE, TEXT, TOTAL, color, count, dres
 POINTS = 3000  # rows drawn at most
 CANDIDATES = 30  # columns whose pairs are compared
 BLUR = 0.1  # of a column's standard deviation
+BINS = (8, 80)  # of a histogram
 DEVIATIONS: dict[int, Any] = {1: "-", 2: "--"}  # sd -> line of the ellipse
 
 
@@ -197,7 +198,7 @@ def histogram(figure: Figure, axes: Axes, reading: Reading) -> None:
     seen = ~values.isnan()
     weights = None if reading.weights is None else reading.weights[seen].numpy()
     shown = values[seen].numpy()
-    edges = np.histogram_bin_edges(shown, bins=int(np.clip(len(shown) ** 0.5, 8, 60)))
+    edges = np.histogram_bin_edges(shown, bins=bins_of(shown))
     heights, _, _ = axes.hist(
         shown, edges.tolist(), weights=weights, density=True, color=DATA, edgecolor="white", linewidth=0.6
     )
@@ -219,6 +220,14 @@ def histogram(figure: Figure, axes: Axes, reading: Reading) -> None:
     handles.append(Line2D([], [], color=TOTAL, linewidth=1.6, linestyle=SUM_LINE, label="their sum"))
     handles.append(Patch(color=DATA, label="data"))
     legend(figure, handles, "component (share)")
+
+
+def bins_of(values: np.ndarray) -> int:
+    """How many bins of one width: those of Freedman and Diaconis (1981), and no fewer than the square root of N."""
+    low, upper, lower, high = np.quantile(values, (0, 0.75, 0.25, 1))
+    width = 2 * (upper - lower) / len(values) ** (1 / 3)
+    told = (high - low) / width if width > 0 else 0.0
+    return int(np.clip(max(told, len(values) ** 0.5), *BINS))
 
 
 def rows_read(reading: Reading) -> str:

@@ -137,6 +137,9 @@ class Reading:
             width = len(item.columns)
             own = [(i, c - start) for i, c in enumerate(columns) if start <= c < start + width]
             matrix = getattr(item.base, "covariance_matrix", None)
+            if isinstance(item.base, dist.MultivariateStudentT):  # there it is that of the normal behind it
+                df = item.base.df[..., None, None]
+                matrix = matrix * df / (df - 2)
             if matrix is not None and own:
                 places, cells = map(list, zip(*own, strict=True))
                 whole = self.by_component(item, matrix, item.inner + 1, item.values.shape[1:] + item.values.shape[-1:])
@@ -183,7 +186,7 @@ class Reading:
             for item in self.items:
                 value = item.values[rows]
                 if value.isnan().any():
-                    if isinstance(item.fn, dist.MultivariateNormal):
+                    if isinstance(item.fn, dist.MultivariateNormal | dist.MultivariateStudentT):
                         expected = expected_value(item.fn, self.layout, table, value, False).reshape(value.shape)
                     else:
                         expected = (mine @ self._moment(item, "mean")).reshape(value.shape)

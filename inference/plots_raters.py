@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
-import numpy as np
 import pyro.distributions as dist
 import torch
 from matplotlib.colors import Normalize

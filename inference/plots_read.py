@@ -117,7 +117,8 @@ def _item(name: str, known: Any, place: Any, dataset: Dataset, layout: Layout) -
     if origin is not None and origin.cells is not None:  # cells of the data themselves: call them as the data do
         places, given = layout.rows_first(origin.cells, inner)[0].flatten().tolist(), dataset.schema.columns
     if given is not None:
-        columns = tuple(given[j] for j in places)
+        wide = len(given)
+        columns = tuple(given[j] if j < wide else f"{given[j % wide]} {j // wide}" for j in places)  # of a group's rows
     else:
         columns = tuple(f"{name}{j}" for j in places) if len(places) > 1 else (name,)
     return Item(name, fn, plain(known["value"]).shape, values, columns)

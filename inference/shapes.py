@@ -24,7 +24,8 @@ def plate_mismatch(error: Exception) -> ModelError | None:
         return None
     plate, site, dim, size, met = found.groups()
     return ModelError(
-        f"site '{site}': its distribution has size {met} at batch dim {dim}, where the plate \"{plate}\" has {size}: {CLOSE}"
+        f"site '{site}': its distribution has size {met} at batch dim {dim}, where the plate \"{plate}\" has {size}: "
+        f"{CLOSE}"
     )
 
 

@@ -181,7 +181,7 @@ def svi(
             bar.close()
         fit = _finished(pair, dataset, best, ends, options, share, weights)
         if stopped == "not finite":
-            where = blame(best.objective, best.parts(), None)
+            where = blame(best.objective, best.parts(best.state.x), None)
             raise FitError(
                 f"svi: {where} after {best.state.step} steps: lower learning_rate (here {learning_rate:g}), or look "
                 f"for a param that runs off (a prior or a bounded constraint holds it); error.fit is what was reached",

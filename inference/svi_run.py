@@ -7,18 +7,19 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
+from pyro.distributions import constraints
 from torch import Tensor
 
 from .ascent import Ascent, State
 from .batches import Batches
-from .free import free_param
-from .guide_of import Sampler, derive, own_guide
+from .free import base_constraint, free_param
+from .guide_of import NormalGuide, Sampler, derive, own_guide
 from .guides import GuideShape
 from .objective import Objective
 from .pair import Pair
 from .program import Program
 from .sites import Params
-from .vector import Parts, Vector, curvature, units
+from .vector import WIDE, WIDEST, Parts, Vector, curvature, units
 
 PROBED_ROWS = 2_000  # that the curvature is measured on
 CLOSE = 0.3  # of numbers whose scale is one by nature (the logarithm of a scale): how near is near
@@ -51,7 +52,7 @@ class Run:
 
     def parts(self, x: Tensor | None = None) -> Parts:
         """The free numbers by name at a point, by default where the ascent stands."""
-        return self.vector.unpack(self.state.x if x is None else x)
+        return self.vector.unpack(self.ascent.ended(self.state) if x is None else x)
 
     def params(self) -> Params:
         """The values that the model's params, and the centres of its shared latents, have reached."""
@@ -136,7 +137,7 @@ def _vector(objective: Objective, origin: Parts, options: Options, weights: Tens
         total = float(program.num_rows if weights is None else weights.sum())
         probe = replace(objective, alpha=1.0)
         diagonal = curvature(lambda free: probe(free, rows).bound, origin, names, generator)
-        found = units(diagonal, total)
+        found = units(diagonal, total, _widest(objective, {name: origin[name] for name in names}))
         unit |= found
         if "shared/log_scale" in origin:
             sd = found["shared/loc"] * total**-0.5
@@ -146,6 +147,20 @@ def _vector(objective: Objective, origin: Parts, options: Options, weights: Tens
                 unit["shared/factor"] = sd.unsqueeze(-1).expand_as(origin["shared/factor"]).clone()
                 origin["shared/factor"] = origin["shared/factor"] * (sd / before).unsqueeze(-1)
     return Vector(origin, unit)
+
+
+def _widest(objective: Objective, origin: Parts) -> Parts:
+    """How wide the unit of each number may be: that of a number of any size, or that of a logarithm."""
+    params = objective.program.structure.params
+
+    def width(name: str) -> float:
+        return WIDEST if base_constraint(params[name].constraint) is constraints.real else WIDE
+
+    out = {f"param/{name}": torch.full(one.shape, width(name)).double() for name, one in objective.params.items()}
+    if isinstance(objective.sampler, NormalGuide) and objective.sampler.blocks:
+        each = [torch.full((block.size,), width(block.name)).double() for block in objective.sampler.blocks]
+        out["shared/loc"] = torch.cat(each)
+    return {name: out[name].to(value) for name, value in origin.items()}
 
 
 def _flat(parts: Parts) -> Tensor:

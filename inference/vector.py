@@ -10,7 +10,8 @@ from torch import Tensor
 
 Parts = dict[str, Tensor]
 PROBES = 8  # of the curvature: random signs, each the price of two gradients
-WIDEST = 1e6  # units lie between 1 / WIDEST and WIDEST
+WIDEST = 1e6  # units of numbers that take any real value; none is less than 1 / WIDEST
+WIDE = 3.0  # of logarithms, log-odds and the like, whose own scale is one
 
 
 @dataclass(frozen=True)
@@ -55,11 +56,14 @@ def curvature(bound: Callable[[Parts], Tensor], at: Parts, names: list[str], gen
     return {name: (t / PROBES).abs().detach() for name, t in zip(names, total, strict=True)}
 
 
-def units(diagonal: Parts, num_rows: float) -> Parts:
-    """How far each number may move before one row's log density changes by about one half: 1 / sqrt(curvature)."""
+def units(diagonal: Parts, num_rows: float, widest: Parts) -> Parts:
+    """How far each number may move before one row's log density changes by about one half: 1 / sqrt(curvature).
+
+    Never more than `widest`: on a plateau, such as a probability of nearly 0 as a log-odds, the curvature says nothing.
+    """
     out = {}
     for name, value in diagonal.items():
         per_row = value / num_rows
         sound = torch.isfinite(per_row) & (per_row > WIDEST**-2)
-        out[name] = torch.where(sound, per_row, 1.0).rsqrt().clamp(1 / WIDEST, WIDEST)
+        out[name] = torch.where(sound, per_row, 1.0).rsqrt().clamp_min(1 / WIDEST).minimum(widest[name])
     return out

@@ -87,7 +87,7 @@ def register(
     family: str,
     summary: str,
     data: str,
-    inference: tuple[str, ...] = ("em",),
+    inference: tuple[str, ...] = ("em", "svi"),
     references: tuple[str, ...] = (),
     checks: tuple[str, ...] = (),
     example: str = "iris",

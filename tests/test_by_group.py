@@ -240,9 +240,7 @@ def test_the_expected_density_is_that_of_the_scored_path():
     x = table("normal")
     with engine_state(0):
         fast, slow = programs("normal", x)
-        old, new = (
-            {k: v.unsqueeze(0) for k, v in random_values(normal, x, seed).items()} for seed in (1, 2)
-        )
+        old, new = ({k: v.unsqueeze(0) for k, v in random_values(normal, x, seed).items()} for seed in (1, 2))
         gains = [
             expected_complete(p, new, expectations(p, old)) - expected_complete(p, old, expectations(p, old))
             for p in (fast, slow)

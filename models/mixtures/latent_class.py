@@ -39,6 +39,7 @@ class Answers(NamedTuple):
         "carcinoma: log-likelihood -317.2568, -293.705, -289.2858 for 2, 3, 4 classes (poLCA; Agresti 2002)",
         "carcinoma, 3 classes: AIC 633.41, BIC 697.1357, shares 0.3736 0.1817 0.4447 (poLCA)",
         "Stouffer and Toby: -543.6498, -504.4677, -503.3011 for 1, 2, 3 classes (Goodman 1974)",
+        "cheating, GPA as covariate, 2 classes: -429.6384 (poLCA)",
         "cheating: -440.0271 for 2 classes (Dayton 1998)",
     ),
     example="carcinoma",

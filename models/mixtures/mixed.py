@@ -119,9 +119,11 @@ def mixed_mixture(
 
     def arrange(table: Tensor, schema: Schema) -> Mixed:
         kinds = column_kinds(schema, table.shape[1], categorical, counts, numeric)
-        return Mixed(*(
-            table[:, [place for place, met in enumerate(kinds) if met == kind]]
-            for kind in (NUMERIC, BINARY, CATEGORICAL, COUNT)
-        ))
+        return Mixed(
+            *(
+                table[:, [place for place, met in enumerate(kinds) if met == kind]]
+                for kind in (NUMERIC, BINARY, CATEGORICAL, COUNT)
+            )
+        )
 
     return Pair(model, initialize=initialize, arrange=arrange)

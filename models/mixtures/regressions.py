@@ -79,9 +79,7 @@ def mixture_of_regressions(
             lines = gate_intercept + data.gate @ gate_slopes.mT  # (N, K - 1)
             component = dist.Categorical(logits=torch.nn.functional.pad(lines, (1, 0)))
         else:
-            component = dist.Categorical(
-                pyro.param("weights", torch.ones(K) / K, constraint=constraints.simplex)
-            )
+            component = dist.Categorical(pyro.param("weights", torch.ones(K) / K, constraint=constraints.simplex))
         intercept = pyro.param("intercept", torch.zeros(K))
         slopes = pyro.param("slopes", torch.zeros(K, P))
         scale = pyro.param("scale", torch.ones(K), constraint=constraints.positive)

@@ -49,7 +49,7 @@ def zero_inflated_poisson() -> Pair:
         rate = pyro.param("rate", lambda: torch.ones(D), constraint=constraints.positive)
         with pyro.plate("data", len(x), dim=-x.dim()):
             if D:
-                with pyro.plate("columns", *D, dim=-1):
+                with pyro.plate("columns", D[0], dim=-1):
                     count(x, gate, rate)
             else:
                 count(x, gate, rate)

@@ -30,7 +30,8 @@ def ratings(table: Tensor, schema: Schema) -> Tensor:
             )
     alone = x[..., 0].isnan() & ~x[..., 1].isnan()
     if bool(alone.any()):
-        raise DataError(f"column '{columns[places[0]] if columns else 'rater'}' is missing beside a label: whose is it?")
+        name = columns[places[0]] if columns else COLUMNS[0]
+        raise DataError(f"column '{name}' is missing beside a label: say whose it is, or drop the row")
     return x
 
 
