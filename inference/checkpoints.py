@@ -130,8 +130,7 @@ def identity(run: Run, dataset: Dataset, options: dict[str, Any]) -> dict[str, A
 
 def _hash(value: Tensor) -> str:
     flat = value.detach().cpu().contiguous().flatten()
-    step = max(1, flat.nbytes // NUMBERS = ("rate", "step", "since", "level", "length", "converged", "best")  # of a state, beside its arrays
-HASHED_BYTES)
+    step = max(1, flat.nbytes // HASHED_BYTES)
     return hashlib.sha256(flat[::step].contiguous().numpy().tobytes()).hexdigest()[:16]
 
 

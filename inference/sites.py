@@ -49,7 +49,7 @@ class Argument:
         return value[:, self.index]
 
     def pooled(self, part: Tensor, pool: Tensor) -> Tensor:
-        """The transpose of the gather: `pool` (R, cells of the param) plus a tensor (R, *canonical), tied cells added."""
+        """The transpose of the gather: `pool` (R, cells of the param) plus a tensor (R, *canonical), ties added up."""
         assert self.index is not None
         wanted = (len(part), *self.index.shape)
         if part.shape != wanted:
