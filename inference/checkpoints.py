@@ -70,7 +70,7 @@ class Checkpoints:
             "identity": self.identity,
             "place": place,
             "position": batches.position,
-            "counts": [b.count for b in blocks],
+            "counts": [b.size for b in blocks],
             "open": state.iterates.count,
             "every": state.iterates.every,
             **{name: getattr(state, name) for name in NUMBERS},

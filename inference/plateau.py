@@ -20,16 +20,16 @@ MOST = 32  # blocks kept; when there are more, neighbours are merged, so memory 
 class Block(NamedTuple):
     """Moments of successive iterates."""
 
-    count: int
+    size: int  # how many
     mean: Tensor  # (P,)
     square: Tensor  # (P,) sum of squared deviations
 
     def merge(self, other: Block) -> Block:
         """Both together (Chan, Golub and LeVeque 1979)."""
-        count = self.count + other.count
+        size = self.size + other.size
         delta = other.mean - self.mean
-        mean = self.mean + delta * (other.count / count)
-        return Block(count, mean, self.square + other.square + delta**2 * (self.count * other.count / count))
+        mean = self.mean + delta * (other.size / size)
+        return Block(size, mean, self.square + other.square + delta**2 * (self.size * other.size / size))
 
 
 @dataclass
@@ -74,8 +74,8 @@ class Iterates:
         if len(recent) < 4:
             return float("inf")
         first, second = _merged(recent[: len(recent) // 2]), _merged(recent[len(recent) // 2 :])
-        n = min(first.count, second.count)
-        within = (first.square / (first.count - 1) + second.square / (second.count - 1)) / 2
+        n = min(first.size, second.size)
+        within = (first.square / (first.size - 1) + second.square / (second.size - 1)) / 2
         between = n * (first.mean - second.mean) ** 2 / 2
         ratio = torch.where(within > 0, ((n - 1) / n * within + between / n) / within.clamp_min(1e-300), 1.0)
         return float(ratio[watched].max().sqrt())
