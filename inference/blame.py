@@ -34,8 +34,9 @@ def blame(objective: Objective, free: Parts, rows: Tensor | None) -> str:
         own = {n: v for n, v in values.items() if n in symbols_of(site["fn"]) and v.requires_grad}
         if not own:
             continue
-        options = {"retain_graph": True, "allow_unused": True, "materialize_grads": True}
-        for param, gradient in zip(own, torch.autograd.grad(log_prob, list(own.values()), **options), strict=True):
+        leaves = list(own.values())
+        gradients = torch.autograd.grad(log_prob, leaves, retain_graph=True, allow_unused=True, materialize_grads=True)
+        for param, gradient in zip(own, gradients, strict=True):
             if not torch.isfinite(gradient).all():
                 return f"the gradient of site '{name}' with respect to '{param}' is not finite"
     return "the bound or its gradient is not finite"

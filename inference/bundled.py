@@ -23,7 +23,7 @@ BUNDLED: dict[str, str] = {
     "hasselblad_deaths": "1096 days, deaths of women over 80 noted in The Times (Hasselblad 1969)",
     "red_mites": "150 apple leaves, European red mites on each (Bliss & Fisher 1953, table 1)",
     "fetal_lamb": "240 intervals of 5 seconds, movements of a fetal lamb (Leroux & Puterman 1992)",
-    "anesthesia": "45 patients graded fit for anaesthesia, 1 to 4, by 5 observers (Dawid & Skene 1979, table 1)",
+    "anesthesia": "315 grades, 1 to 4, of 45 patients by 5 anaesthetists (Dawid & Skene 1979, table 1)",
     "cars": "32 cars of 1973-74: consumption, weight, engine, gears (Henderson & Velleman 1981)",
     "galaxies": "82 velocities in 1000 km/s, Corona Borealis region (Postman et al. 1986; Roeder 1990)",
 }

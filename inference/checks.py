@@ -35,7 +35,7 @@ def check_counts(**options: Any) -> None:
 
 def check_seed(seed: Any) -> int:
     """A seed as torch's generators take it."""
-    if isinstance(seed, bool) or not isinstance(seed, Integral) or not 0 <= seed < 2**63:
+    if isinstance(seed, bool) or not isinstance(seed, Integral) or not 0 <= int(seed) < 2**63:
         raise OptionError(f"seed: met {seed!r}, expected a whole number from 0 to {2**63 - 1}")
     return int(seed)
 

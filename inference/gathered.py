@@ -43,12 +43,12 @@ class _Times(torch.autograd.Function):
     times."""
 
     @staticmethod
-    def forward(ctx: Any, dense: Tensor, sparse: Sparse) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, dense: Tensor, sparse: Sparse) -> Tensor:
         ctx.sparse = sparse
         return sparse.matrix @ dense
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         return ctx.sparse.mT.times(gradient), None
 
 
@@ -97,10 +97,10 @@ def _sparse(row: Tensor, column: Tensor, value: Tensor, size: tuple[int, int]) -
 
 
 def _by_rows(found: Any, device: torch.device) -> Tensor:
-    parts = (torch.from_numpy(part).to(device) for part in (found.indptr, found.indices, found.data))
+    starts, columns, values = (torch.from_numpy(part).to(device) for part in (found.indptr, found.indices, found.data))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta state", UserWarning)
-        return torch.sparse_csr_tensor(*parts, found.shape, check_invariants=False)
+        return torch.sparse_csr_tensor(starts, columns, values, found.shape, check_invariants=False)
 
 
 # --- finding the groups -----------------------------------------------------------------------------------------------

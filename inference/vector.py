@@ -43,21 +43,24 @@ def curvature(bound: Callable[[Parts], Tensor], at: Parts, names: list[str], gen
     free = {name: at[name].clone().requires_grad_() for name in names}
     leaves = list(free.values())
     with torch.enable_grad():
-        gradients = _gradients(bound({**at, **free}), leaves, create_graph=True)
+        gradients = _gradients(bound({**at, **free}), leaves, again=True)
         total = [torch.zeros_like(x) for x in leaves]
         for _ in range(PROBES):
             signs = [torch.randint(0, 2, x.shape, generator=generator).to(x) * 2 - 1 for x in leaves]
             inner = sum(((g * s).sum() for g, s in zip(gradients, signs, strict=True)), torch.zeros(()))
             if not inner.requires_grad:
                 break
-            products = _gradients(inner, leaves, retain_graph=True)
+            products = _gradients(inner, leaves)
             total = [t + p * s for t, p, s in zip(total, products, signs, strict=True)]
     return {name: (t / PROBES).abs().detach() for name, t in zip(names, total, strict=True)}
 
 
-def _gradients(value: Tensor, leaves: list[Tensor], **options: bool) -> list[Tensor]:
-    """Gradients with 0 where the value does not depend on a leaf."""
-    return list(torch.autograd.grad(value, leaves, allow_unused=True, materialize_grads=True, **options))
+def _gradients(value: Tensor, leaves: list[Tensor], again: bool = False) -> list[Tensor]:
+    """Gradients, 0 where the value does not depend on a leaf; with `again` they can be differentiated themselves."""
+    found = torch.autograd.grad(
+        value, leaves, retain_graph=True, create_graph=again, allow_unused=True, materialize_grads=True
+    )
+    return list(found)
 
 
 def units(diagonal: Parts, num_rows: float, widest: Parts) -> Parts:

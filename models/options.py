@@ -97,7 +97,7 @@ def values(name: str, text: str, kind: Any) -> list[Any]:
 def _read(text: str, kind: Any) -> Any:
     alternatives = _alternatives(kind)
     if len(alternatives) > 1:
-        return _first(text, sorted(alternatives, key=lambda one: one is str))  # anything reads as text
+        return _first(text, sorted(alternatives, key=_ease))
     element = _element(kind)
     if element is not None:
         return tuple(_read(part.strip(), element) for part in text.split(",")) if text not in ("", "none") else ()
@@ -119,6 +119,11 @@ def _first(text: str, kinds: Iterable[Any]) -> Any:
         except (ValueError, SyntaxError):
             continue
     return _refuse()
+
+
+def _ease(kind: Any) -> int:
+    """None is tried first, and text, which anything reads as, last."""
+    return 0 if kind is type(None) else 2 if kind is str else 1
 
 
 def _refuse() -> typing.NoReturn:

@@ -10,10 +10,11 @@ import pytest
 import torch
 from pyro.distributions import constraints
 
-from latentzoo import Pair, zoo
+from latentzoo import Pair, em, zoo
 from latentzoo.inference.data import DataError
-from latentzoo.inference.errors import ModelError, OptionError
+from latentzoo.inference.errors import ConvergenceWarning, ModelError, OptionError
 from latentzoo.inference.runs import RunError
+from latentzoo.inference.starts import SEEDING_ROWS, kmeans_plusplus
 from latentzoo.models.registry import RegistryError, register
 
 X = np.random.default_rng(0).normal(size=(60, 3))
@@ -41,6 +42,24 @@ def test_one_row():
 
 def test_more_components_than_rows():
     refuses(DataError, "'z'", "80", "60 rows", num_components=80)
+
+
+def test_more_components_than_distinct_rows():
+    few = np.repeat(X[:5], 12, axis=0)
+    refuses(DataError, "'z'", "6 values", "5 distinct rows", data=few, num_components=6, covariance="diagonal")
+    refuses(DataError, "'z'", "5 distinct rows", data=np.arange(60) % 5, num_components=6, model="poisson_mixture")
+    few[0, 0] = np.nan  # a missing cell makes a row of its own
+    refuses(DataError, "'z'", "6 distinct rows", data=few, num_components=7, covariance="diagonal")
+    with pytest.raises(DataError, match=r"3 centres.*2 distinct rows"):
+        kmeans_plusplus(torch.tensor([[0.0], [1.0]]).repeat(9, 1), 3, torch.Generator())
+
+
+def test_as_many_components_as_distinct_rows_find_them_all():
+    rows = torch.arange(5.0).repeat(SEEDING_ROWS // 5 + 1).unsqueeze(1)
+    for rare in (0, 1):  # a row that a sample of the others hardly ever holds
+        table = torch.cat([rows, torch.full((rare, 1), 9.0)])
+        seeds = kmeans_plusplus(table, 5 + rare, torch.Generator().manual_seed(0))
+        assert seeds.flatten().sort().values.tolist() == [0, 1, 2, 3, 4, 9][: 5 + rare]
 
 
 def test_a_constant_column_is_named():
@@ -126,7 +145,7 @@ def test_a_continuous_latent_of_each_row():
             z = pyro.sample("z", dist.Normal(0.0, 1.0))
             pyro.sample("x", dist.Normal(z, scale), obs=x)
 
-    refuses(ModelError, "em", "'z'", "continuous", "svi", data=X[:, 0], model=Pair(model))
+    refuses(ModelError, "em", "'z'", "continuous", "svi", data=X[:, 0], model=Pair(model), inference="em")
 
 
 def test_a_model_without_a_data_plate():
@@ -143,6 +162,47 @@ def test_a_model_that_observes_nothing():
             pyro.sample("z", dist.Categorical(torch.ones(2) / 2), infer={"enumerate": "parallel"})
 
     refuses(ModelError, "observes nothing", data=X[:, 0], model=Pair(model))
+
+
+def columns(weights=(2,), loc=(2,), event=0):
+    """A mixture of normals with params of the shapes given, whose rows have `event` dims."""
+
+    def model(x):
+        shares = pyro.param("shares", torch.full(weights, 1 / weights[-1]), constraint=constraints.simplex)
+        center = pyro.param("center", torch.linspace(-1, 1, int(np.prod(loc))).reshape(loc))
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Categorical(shares), infer={"enumerate": "parallel"})
+            pyro.sample("x", dist.Normal(center[z], 1.0).to_event(event), obs=x)
+
+    return Pair(model)
+
+
+@pytest.mark.parametrize("inference", ["em", "svi"])
+@pytest.mark.parametrize(
+    ("pair", "data", "words"),
+    [
+        (columns(), X[:, :1], ["'x'", "(60, 1)", "60 at dim -2", '"data" of 60', "x[:, 0]"]),
+        (columns(), X[None, :, 0], ["'x'", "(1, 60)", "60 at dim -1", '"data" has 1', "x[:, 0]"]),
+        (columns(loc=(2, 3)), X, ["'x'", "size 3 at batch dim -1", '"data" has 60', ".to_event(1)"]),
+        (columns(loc=(2, 3)), X[:3], ["'x'", "(3, 3)", "3 at dim -2", '"data" of 3', ".to_event(1)"]),
+        (columns(weights=(4, 60, 2)), X[:, 0], ["'z'", "(4, 60)", "4 at dim -2", '"data" of 60', "own"]),
+        (columns(weights=(4, 2)), X[:, 0], ["'z'", "size 4 at batch dim -1", '"data" has 60', "own"]),
+        (columns(loc=(2, 3), event=1), X[:, 0], ["'x'", "(60,)", "(3,) in each row", ".to_event"]),
+        (columns(loc=(2, 3), event=1), X[:, :1], ["'x'", "(60, 1)", "(3,) in each row", ".to_event"]),
+    ],
+    ids=["column", "row", "no event", "square", "latent in no plate", "latent", "flat", "one of three"],
+)
+def test_shapes_that_do_not_fit_the_plates(pair, data, words, inference):
+    refuses(ModelError, *words, data=data, model=pair, inference=inference)
+
+
+def test_a_bug_of_ones_own_keeps_its_words():
+    def model(x):
+        with pyro.plate("data", len(x)):
+            raise ValueError("a bug")
+
+    with pytest.raises(ValueError, match="a bug"):
+        zoo.fit(Pair(model), X, inference="em")
 
 
 def test_a_param_that_no_site_uses():
@@ -182,10 +242,97 @@ def test_a_pair_of_something_else():
 
 @pytest.mark.parametrize(
     ("option", "value"),
-    [("max_iters", -1), ("tol", float("nan")), ("restarts", 0), ("m_steps", 0), ("variance_floor", -1.0), ("seed", -1)],
+    [
+        ("max_iters", -1),
+        ("max_iters", 2.5),
+        ("tol", float("nan")),
+        ("tol", "small"),
+        ("restarts", 0),
+        ("restarts", 1.5),
+        ("m_steps", 0),
+        ("variance_floor", -1.0),
+        ("seed", -1),
+        ("seed", 2**63),
+        ("seed", 2**64),
+        ("seed", 0.5),
+        ("seed", True),
+        ("seed", None),
+    ],
 )
 def test_options_out_of_range(option, value):
     refuses(OptionError, option, str(value), **{option: value})
+
+
+def test_numbers_of_numpy_are_numbers():
+    options = {"seed": np.int64(3), "restarts": np.int32(2), "max_iters": np.int64(500), "tol": np.float32(1e-6)}
+    plain = {name: value.item() for name, value in options.items()}
+    fits = [zoo.fit("gaussian_mixture", X, num_components=1, **given) for given in (options, plain)]
+    assert fits[0].log_likelihood == fits[1].log_likelihood
+    assert zoo.fit("gaussian_mixture", X, num_components=1, seed=2**63 - 1).converged
+
+
+@pytest.mark.parametrize("seed", [-1, 2**63, 2**64, 0.5, "one"])
+def test_seeds_and_numbers_of_draws(seed):
+    fit = zoo.fit("gaussian_mixture", X, num_components=1)
+    verbs = {
+        "generate": lambda **o: fit.generate(3, **o),
+        "sample_posterior": lambda **o: fit.sample_posterior(3, **o),
+        "param_draws": lambda **o: fit.param_draws(3, **o),
+        "to_arviz": lambda **o: fit.to_arviz(**o),
+    }
+    for verb in verbs.values():
+        with pytest.raises(OptionError, match=f"seed: met {seed!r}, expected a whole number from 0 to {2**63 - 1}"):
+            verb(seed=seed)
+        verb(seed=2**63 - 1)
+
+
+@pytest.mark.parametrize("num", [0, -1, 2.5])
+def test_numbers_of_draws(num):
+    fit = zoo.fit("gaussian_mixture", X, num_components=1)
+    for verb in (fit.generate, fit.sample_posterior, fit.param_draws, lambda n: fit.to_arviz("laplace", n)):
+        with pytest.raises(OptionError, match=f"num: met {num}, expected a whole number of at least 1"):
+            verb(num)
+
+
+def test_options_that_the_driver_does_not_take():
+    refuses(OptionError, "'restart'", "did you mean 'restarts'", "em takes max_iters, tol,", restart=3)
+    refuses(OptionError, "'num_component'", "did you mean 'num_components'", "hyper-parameters are", num_component=3)
+    refuses(OptionError, "'num_steps' is an option of svi, not of em", 'inference="svi"', num_steps=9)
+    refuses(OptionError, "'m_steps' is an option of em, not of svi", inference="svi", m_steps=9)
+    pair = zoo.create("gaussian_mixture")
+    refuses(OptionError, "'num_components' is a hyper-parameter", "give it to create", model=pair, num_components=2)
+    refuses(OptionError, "'colour'", "em takes", model=columns(), data=X[:, 0], colour=2)
+
+
+def test_a_warning_points_at_the_line_that_asked_for_the_fit():
+    pair = zoo.create("gaussian_mixture", num_components=2)
+    calls = [
+        lambda: zoo.fit(pair, X, max_iters=1),
+        lambda: em(pair, X, max_iters=1),
+        lambda: zoo.fit(pair, X, inference="svi", num_steps=1),
+    ]
+    for call in calls:
+        with pytest.warns(ConvergenceWarning) as caught:
+            call()
+        assert [(one.filename, one.lineno) for one in caught] == [(__file__, call.__code__.co_firstlineno)]
+
+
+def test_degenerate_fits_stand_behind_all_sound_ones():
+    spikes = np.concatenate([X[:40, 0], np.full(20, 30.0)])
+    with pytest.warns(ConvergenceWarning, match="collapsed"):
+        spiked = zoo.fit("gaussian_mixture", spikes, num_components=2, restarts=9, seed=1)
+    sound = [zoo.fit("gaussian_mixture", spikes, num_components=1), zoo.fit("poisson_mixture", np.arange(60) % 7)]
+    assert spiked.bic < min(one.bic for one in sound)
+    for by in ("aic", "bic", "icl"):
+        table = zoo.compare([sound[1], spiked, sound[0]], by)
+        assert table.degenerate.tolist() == [False, False, True]
+        assert table[by][:2].is_monotonic_increasing
+
+
+def test_inferences_are_listed_by_their_names():
+    for name in ("auto", "magic"):
+        with pytest.raises(OptionError, match=rf"inference: met '{name}', expected one of {', '.join(zoo.DRIVERS)}$"):
+            zoo.list_models(inference=name)
 
 
 def test_weights_that_do_not_fit():

@@ -1,25 +1,30 @@
 """The command line: what each command prints and writes, and what it says when it cannot."""
 
 import csv
+import itertools
 import math
 import os
 import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 
+from latentzoo import Pair, __version__, zoo
 from latentzoo import __main__ as command_line
-from latentzoo import __version__, zoo
 from latentzoo.inference.errors import FitError, OptionError
 from latentzoo.inference.report import latent_columns, text_table
-from latentzoo.models.options import value, values
+from latentzoo.models import registry
+from latentzoo.models.options import kinds_of, shown, value, values
+from latentzoo.models.registry import register
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
@@ -82,7 +87,9 @@ def test_list_names_every_model(run: Run) -> None:
     assert (code, err) == (0, "")
     assert [line.split()[0] for line in out.splitlines()[1:]] == zoo.list_models()
     assert zoo.card("latent_class").summary in out
-    assert run("list --family mixtures --inference em").out == out
+    some = run("list --family mixtures --inference em").out.splitlines()[1:]
+    assert [line.split()[0] for line in some] == zoo.list_models("mixtures", "em")
+    assert len(some) < len(zoo.list_models())
 
 
 def test_show_prints_the_card(run: Run) -> None:
@@ -278,7 +285,8 @@ def files(tmp_path: Path) -> None:
         ("", "COMMAND (see latentzoo --help)"),
         ("fti gaussian_mixture iris", "invalid choice: 'fti'"),
         ("list --models", "unrecognized arguments: --models"),
-        ("list --family trees", "family: met 'trees', expected one of mixtures"),
+        ("list --family trees", "family: met 'trees', expected one of comparisons, "),
+        ("list --inference auto", "inference: met 'auto', expected one of em, svi"),
         ("list --inference magic", "inference: met 'magic'"),
         ("show gaussian", "did you mean 'gaussian_mixture'"),
         ("fit gaussian_mixture", "DATA (see latentzoo fit --help)"),
@@ -296,6 +304,19 @@ def files(tmp_path: Path) -> None:
         ("fit gaussian_mixture iris --restarts many", "invalid int value: 'many'"),
         ("fit gaussian_mixture iris --tol -1", "tol: met -1"),
         ("fit gaussian_mixture iris --seed -1", "seed: met -1"),
+        (f"fit gaussian_mixture iris --seed {2**64}", f"seed: met {2**64}, expected a whole number from 0"),
+        ("fit gaussian_mixture iris --seed 1.5", "invalid int value: '1.5'"),
+        ("fit gaussian_mixture iris --num-steps 5", "--num-steps is no option of em: leave it out, or give --inf"),
+        ("fit gaussian_mixture iris --resume", "--resume is no option of em"),
+        ("fit gaussian_mixture iris --inference svi --max-iters 5", "--max-iters is no option of svi"),
+        ("fit gaussian_mixture iris --inference svi --resume", "resume: met True without a folder"),
+        ("compare gaussian_mixture iris --num-components 2 --checkpoint a", "no option --checkpoint"),
+        ("compare gaussian_mixture iris --num-components 1:1000000000", "stands for more than 1000 numbers"),
+        ("fit latent_class carcinoma --covariates H", "'H'"),
+        ("fit mixture_of_regressions iris --response sepal", "'sepal'"),
+        ("fit student_t_mixture iris --df many", "--df: met 'many', expected a number or none"),
+        ("fit gaussian_mixture iris --covariance ''", "--covariance: met '', expected text"),
+        ("fit gaussian_mixture text.csv --drop a b", "text.csv has no columns left"),
         ("fit gaussian_mixture iris --device gpu", "device: met 'gpu'"),
         ("fit gaussian_mixture iris --num-components 200", "150 rows: ask for fewer"),
         ("fit gaussian_mixture irises", "no file 'irises', nor a bundled data set of that name; there are iris"),
@@ -335,7 +356,8 @@ def test_errors_of_a_saved_run(run: Run, tmp_path: Path) -> None:
         "score run short.csv": "no column 'sepal width (cm)'",
         "score run missing.csv": "no file 'missing.csv'",
         "score run iris --out no/where.csv": "non-existent directory: 'no'",
-        "generate run --num 0": "num=0",
+        "generate run --num 0": "num: met 0",
+        f"generate run --seed {2**64}": f"seed: met {2**64}",
         "generate run --num 2 --out .": "Is a directory",
     }.items():
         code, out, err = run(line)
@@ -422,33 +444,113 @@ def test_help_names_every_option_of_the_models(run: Run) -> None:
         words = run(f"{command} --help").out
         for name in zoo.list_models():
             for option, default in zoo.card(name).hyperparameters.items():
-                assert re.search(rf"--{option.replace('_', '-')} VALUES?\s[^-]*{name} \({default}\)", words)
+                assert re.search(
+                    rf"--{option.replace('_', '-')} VALUES?\s(?:[^-]|-\d)*{name} \({shown(default)}\)", words
+                )
 
 
 @pytest.mark.parametrize(
-    ("text", "default", "found"),
+    ("text", "kind", "found"),
     [
-        ("1:4", 3, [1, 2, 3, 4]),
-        ("2,3,5", 3, [2, 3, 5]),
-        ("1:3,2,7", 3, [1, 2, 3, 7]),
-        ("full,tied", "full", ["full", "tied"]),
-        ("a:b", "full", ["a:b"]),
-        ("0.5,2", 1.0, [0.5, 2.0]),
-        ("true,false", True, [True, False]),
-        ("3", "required", [3]),
-        ("'x'", "required", ["x"]),
+        ("1:4", int, [1, 2, 3, 4]),
+        ("2,3,5", int, [2, 3, 5]),
+        ("1:3,2,7", int, [1, 2, 3, 7]),
+        ("full,tied", str, ["full", "tied"]),
+        ("a:b", str, ["a:b"]),
+        ("0.5,2", float, [0.5, 2.0]),
+        ("true,False", bool, [True, False]),
+        ("3", Any, [3]),
+        ("'x'", Any, ["x"]),
+        ("none,4", float | None, [None, 4.0]),
+        ("-1,age", str | int, [-1, "age"]),
+        ("full,tied", Literal["full", "tied"], ["full", "tied"]),
+        ("age, sex", Sequence[str], [("age", "sex")]),
+        ("age", tuple[str, ...], [("age",)]),
+        ("0,age;none;2", Sequence[str | int], [(0, "age"), (), (2,)]),
+        ("none;1,2", tuple[int, ...] | None, [None, (1, 2)]),
+        ("a,1,0.5", tuple, [("a", 1, 0.5)]),
     ],
 )
-def test_values(text: str, default: object, found: list[object]) -> None:
-    met = values("some_option", text, default)
+def test_values(text: str, kind: Any, found: list[object]) -> None:
+    met = values("some_option", text, kind)
     assert met == found
-    assert [type(one) for one in met] == [type(one) for one in found]
+    assert [repr(one) for one in met] == [repr(one) for one in found]
 
 
-@pytest.mark.parametrize(("text", "default"), [("1.5", 3), ("yes", True), ("one", 1.0), ("x y", "required")])
-def test_value_of_another_type(text: str, default: object) -> None:
-    with pytest.raises(OptionError, match=f"--some-option: met '{text}', expected "):
-        value("some_option", text, default)
+@pytest.mark.parametrize(
+    ("text", "kind", "expected"),
+    [
+        ("1.5", int, "a whole number"),
+        ("yes", bool, "true or false"),
+        ("one", float, "a number"),
+        ("x y", Any, "a Python literal"),
+        ("many", float | None, "a number or none"),
+        ("1,b", tuple[int, ...], "a list, parted by commas, each a whole number"),
+        ("round", Literal["full", "tied"], "one of full, tied"),
+        ("age,,sex", Sequence[str], "a list, parted by commas, each text"),
+    ],
+)
+def test_value_of_another_kind(text: str, kind: Any, expected: str) -> None:
+    with pytest.raises(OptionError, match=f"--some-option: met '{text}', expected {expected}"):
+        value("some_option", text, kind)
+
+
+def test_every_default_can_be_typed() -> None:
+    for name in zoo.list_models():
+        kinds = kinds_of(name)
+        for option, default in zoo.card(name).hyperparameters.items():
+            assert value(option, shown(default), kinds[option]) == default
+
+
+def test_hyperparameters_without_annotations_are_read_as_their_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "ENTRIES", {})
+
+    @register(family="mixtures", summary="", data="")
+    def plain(size=2, share=0.5, names=("a",), flag=False, other=None):  # type: ignore[no-untyped-def]
+        return zoo.create("poisson_mixture")
+
+    assert kinds_of("plain") == {"size": int, "share": float, "names": tuple, "flag": bool, "other": Any}
+
+
+def test_columns_are_named_on_the_command_line(run: Run, tmp_path: Path) -> None:
+    assert run("fit latent_class carcinoma --covariates A,B --restarts 2 --out run").code == 0
+    assert list(zoo.load(tmp_path / "run").pair.origin.hyperparameters["covariates"]) == ["A", "B"]
+    compared = run("compare latent_class carcinoma --covariates 'none;A' --restarts 2")
+    assert (compared.code, compared.err) == (0, "")
+    assert compared.out.startswith("latent_class on carcinoma, 2 fits")
+    regression = run("fit mixture_of_regressions iris --response 0 --restarts 2")
+    named = run("fit mixture_of_regressions iris --response 'sepal length (cm)' --restarts 2")
+    assert regression.out.splitlines()[1:] == named.out.splitlines()[1:]
+
+
+def test_options_of_svi(run: Run, tmp_path: Path) -> None:
+    options = "--inference svi --num-components 2 --restarts 2 --seed 3 --num-steps 300 --batch-size 50 --tol 0"
+    first = run(f"fit gaussian_mixture iris {options} --learning-rate 0.02 --num-particles 1 --checkpoint kept")
+    assert (first.code, first.err) == (0, "")
+    same = zoo.fit(
+        "gaussian_mixture",
+        "iris",
+        "svi",
+        num_components=2,
+        restarts=2,
+        seed=3,
+        num_steps=300,
+        batch_size=50,
+        tol=0,
+        learning_rate=0.02,
+        num_particles=1,
+    )
+    assert first.out == same.summary() + "\n"
+    kept = {file.name for file in (tmp_path / "kept").iterdir()}
+    assert kept
+    options += " --learning-rate 0.02 --num-particles 1"
+    assert run(f"fit gaussian_mixture iris {options} --checkpoint kept --resume") == first
+
+
+def test_every_option_is_one_of_a_driver() -> None:
+    known = {name for driver in zoo.DRIVERS for name in zoo.takes(driver)}
+    assert command_line.OPTIONS.keys() <= known
+    assert zoo.takes("em")[:3] == ["max_iters", "tol", "restarts"]
 
 
 def test_text_table() -> None:
@@ -483,17 +585,19 @@ def blocks(language: str) -> list[str]:
 def test_readme_lists_the_models() -> None:
     section = README.partition("\n## Models\n")[2].partition("\n## ")[0]
     header, _, *lines = [line.strip("|").split("|") for line in section.splitlines() if line.startswith("|")]
-    assert [line[0].strip(" `") for line in lines] == zoo.list_models()
+    names = [re.findall(r"`(\w+)`", line[0]) for line in lines]
+    assert sorted(itertools.chain(*names)) == zoo.list_models()
+    assert len(header) == 2 + len(zoo.DRIVERS)
     for column, title in enumerate(header[1:-1], 1):
-        fitted = [line[0].strip(" `") for line in lines if line[column].strip() == "yes"]
-        assert fitted == zoo.list_models(inference=title.strip().lower())
+        fitted = [own for own, line in zip(names, lines, strict=True) if line[column].strip() == "yes"]
+        assert sorted(itertools.chain(*fitted)) == zoo.list_models(inference=title.strip().lower())
 
 
 def test_readme_python_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    first, own = blocks("python")
+    first, by_svi, own = blocks("python")
     exec(first, {})
     out = capsys.readouterr().out
     assert "\n-180.18547" in out
@@ -503,6 +607,19 @@ def test_readme_python_runs(
         found: dict[str, Any] = {}
         exec(own, found)
     np.testing.assert_allclose(found["fit"].params["rate"].sort().values, [0.2, 5.0], rtol=0.25)
+
+    def model(x: torch.Tensor) -> None:
+        loc = pyro.sample("loc", dist.Normal(0.0, 10.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(loc, 1.0), obs=x)
+
+    data = torch.randn(600, generator=torch.Generator().manual_seed(0), dtype=torch.float64) + 3
+    precision = 600 + 1 / 100
+    exec(by_svi, names := {"zoo": zoo, "pair": Pair(model), "data": data})
+    posterior = names["fit"].posterior("loc")
+    assert posterior.stddev.item() == pytest.approx(precision**-0.5, rel=0.15)
+    assert posterior.mean.item() == pytest.approx(data.sum().item() / precision, abs=0.5 * precision**-0.5)
+    assert any((tmp_path / "runs" / "long").iterdir())
 
 
 def test_readme_commands_run(run: Run) -> None:
@@ -515,5 +632,5 @@ def test_readme_commands_run(run: Run) -> None:
 
 def test_readme_links_lead_somewhere() -> None:
     links = [link for link in re.findall(r"\]\((.*?)\)", README) if not link.startswith("http")]
-    assert len(links) == 4
+    assert len(links) >= 4
     assert [link for link in links if not (ROOT / link).is_file()] == []

@@ -124,7 +124,7 @@ def test_columns_of_training_are_asked_for():
         adapt(TABLE.assign(word="z"), schema)
 
 
-# --- a model of one's own: documents of words, each document on one topic ----------------------------------------------
+# --- a model of one's own: documents of words, each document on one topic -------------------------------------------
 
 
 def topics(x):

@@ -89,7 +89,8 @@ assert narrow.sum() >= 5
 # Patient $i$ has a true grade $z_i$. Observer $j$ who looks at a patient of true grade $k$ says $l$ with probability
 # $\theta_{jkl}$:
 #
-# $$z_i \sim \mathrm{Categorical}(\pi), \qquad x_{im} \mid z_i = k, \text{observer } j \sim \mathrm{Categorical}(\theta_{jk}).$$
+# $$z_i \sim \mathrm{Categorical}(\pi), \qquad
+# x_{im} \mid z_i = k, \text{observer } j \sim \mathrm{Categorical}(\theta_{jk}).$$
 #
 # So each observer has a table of errors of his own, the *confusion matrix* $\theta_j$. Given the true grades the
 # gradings are independent. Both steps of EM are short. The E-step is Bayes' rule,
