@@ -67,11 +67,11 @@ def split(data: Any, by: str, known: tuple[str, ...] | None) -> tuple[Any, str, 
 def padded(values: Tensor, codes: np.ndarray, num_groups: int) -> Tensor:
     """Rows (L, D) or (L,) as groups (N, M, D), in the order in which they stand; missing rows are NaN."""
     values = values.reshape(len(values), -1)
-    order = np.argsort(codes, kind="stable")
+    by_group = np.argsort(codes, kind="stable")
     size = np.bincount(codes, minlength=num_groups)
     first = size.cumsum() - size
-    place = torch.from_numpy(np.arange(len(codes)) - first[codes[order]]).to(values.device)
-    group, order = (torch.from_numpy(part).to(values.device) for part in (codes[order], order))
+    places = np.arange(len(codes)) - first[codes[by_group]]
+    group, order, place = (torch.from_numpy(part).to(values.device) for part in (codes[by_group], by_group, places))
     dtype = values.dtype if values.is_floating_point() else torch.float64
     out = torch.full((num_groups, int(size.max()), values.shape[1]), torch.nan, dtype=dtype, device=values.device)
     out[group, place] = values[order].to(dtype)
