@@ -95,6 +95,8 @@ def run_compare(args: argparse.Namespace) -> None:
     grid = {name: values(name, text, kind) for name, text, kind in given(args)}
     if not grid:
         card = zoo.card(args.name)
+        if not card.hyperparameters:
+            raise OptionError(f"{args.name} has no options, so there is nothing to compare: fit it")
         raise OptionError(f"say what to vary, such as {flag(card.size or next(iter(card.hyperparameters)))} 1:6")
     choices = [dict(zip(grid, choice, strict=True)) for choice in itertools.product(*grid.values())]
     pairs = [zoo.create(args.name, **choice) for choice in choices]

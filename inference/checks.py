@@ -6,7 +6,9 @@ from collections.abc import Iterable
 from numbers import Integral, Real
 from typing import Any
 
+import numpy as np
 import torch
+from pyro.distributions.torch_distribution import ExpandedDistribution
 from torch import Tensor
 
 from .data import DataError, Schema
@@ -44,7 +46,7 @@ def check_device(device: Any) -> torch.device:
     """A device that this machine has."""
     try:
         found = torch.device(device)
-        torch.empty(1, device=found)
+        torch.ones(1, device=found).item()
     except (RuntimeError, AssertionError, NotImplementedError):
         raise OptionError(
             f"device: met {str(device)!r}, which torch cannot use here; give 'cpu' or leave it out"
@@ -56,7 +58,11 @@ def row_weights(weights: Any, num_rows: int, device: Any) -> Tensor | None:
     """Weights as float64 (N,), or None."""
     if weights is None:
         return None
-    out = torch.as_tensor(weights, dtype=torch.float64, device=device)
+    try:
+        given = weights if isinstance(weights, Tensor) else np.array(weights, dtype=np.float64)
+        out = torch.as_tensor(given, dtype=torch.float64, device=device)
+    except (TypeError, ValueError) as error:
+        raise OptionError(f"weights: met a {type(weights).__name__}, expected one number per row") from error
     if out.shape != (num_rows,):
         raise OptionError(f"weights: met shape {tuple(out.shape)}, expected one weight per row, ({num_rows},)")
     if not torch.isfinite(out).all() or (out < 0).any() or out.sum() <= 0:
@@ -91,7 +97,7 @@ def check_values(structure: Structure, schema: Schema) -> None:
     for name in structure.observed:
         site = structure.trace.nodes[name]
         fn, value = site["fn"], plain(site["value"])
-        while hasattr(fn, "reinterpreted_batch_ndims"):
+        while hasattr(fn, "reinterpreted_batch_ndims") or isinstance(fn, ExpandedDistribution):
             fn = fn.base_dist
         _check_support(name, fn, value)
         _check_text(name, fn, value, schema)
@@ -135,6 +141,7 @@ def _expected(fn: Any) -> str:
         "Poisson": "counts: whole numbers, none negative",
         "NegativeBinomial": "counts: whole numbers, none negative",
         "Multinomial": "counts: whole numbers, none negative",
+        "ZeroInflatedDistribution": "counts: whole numbers, none negative",
         "Binomial": "counts: whole numbers from 0 to its total_count",
         "Bernoulli": "0 or 1",
         "Geometric": "whole numbers, none negative",

@@ -129,7 +129,9 @@ class Runner:
 
 def _moved(before: Params, now: Params, place: int) -> float:
     """Largest move of any cell in the last iteration, relative to 1 + its size."""
-    moves = [((now[n][place] - v[place]).abs() / (1 + v[place].abs())).max().item() for n, v in before.items()]
+    moves = [
+        ((now[n][place] - v[place]).abs() / (1 + v[place].abs())).max().item() for n, v in before.items() if v.numel()
+    ]
     return max(moves, default=0.0)
 
 

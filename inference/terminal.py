@@ -49,6 +49,8 @@ def examples(*lines: str) -> str:
 
 def check_folder(folder: str | None) -> None:
     """Say before a long fit, not after it, that its folder cannot be written."""
+    if folder == "":
+        raise OptionError("--out: met '', expected the name of a folder")
     if folder:
         path = Path(folder).absolute()
         nearest = next(place for place in (path, *path.parents) if place.exists())

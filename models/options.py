@@ -13,6 +13,7 @@ from typing import Any
 from ..inference.errors import OptionError
 from .registry import ENTRIES, entry
 
+LARGEST = 1_000_000  # more is a slip of the finger, and would fill the memory before anything could be said
 LONGEST = 1000  # values that a range may stand for
 DEST = "hyper "  # before the name of a hyper-parameter among the arguments of a command
 
@@ -69,9 +70,12 @@ def shown(default: Any) -> str:
 def value(name: str, text: str, kind: Any) -> Any:
     """One value of a kind, which is a type, a union of types, or a sequence of elements parted by commas."""
     try:
-        return _read(text.strip(), kind)
+        found = _read(text.strip(), kind)
     except (ValueError, SyntaxError) as error:
         raise OptionError(f"{flag(name)}: met {text!r}, expected {_words(kind)}") from error
+    if isinstance(found, int) and abs(found) >= LARGEST:
+        raise OptionError(f"{flag(name)}: met {text}, expected a number below {LARGEST}")
+    return found
 
 
 def values(name: str, text: str, kind: Any) -> list[Any]:

@@ -49,8 +49,8 @@ twice = (grades[:, :3] == grades[:, :1]).all(1)
 print(f"all seven gradings agree on {agreed.sum()} patients of 45")
 print(f"the first observer agrees with himself on {twice.sum()} patients of 45")
 assert len(table) == 315
-assert agreed.sum() < 15
-assert twice.sum() < 45
+assert agreed.sum() == 16
+assert twice.sum() == 32
 
 # %% [markdown]
 # The picture shows all of it. Columns are patients, in order of their mean grade; rows are gradings. Even the first
@@ -59,7 +59,7 @@ assert twice.sum() < 45
 # %%
 order = np.argsort(grades.mean(1), kind="stable")
 names = ["observer 1", "again", "and again", "observer 2", "observer 3", "observer 4", "observer 5"]
-figure, panel = plt.subplots(figsize=(11, 2.9))
+figure, panel = plt.subplots(figsize=(11, 3.6))
 image = panel.imshow(grades[order].T, cmap=plt.get_cmap("Blues", 4), vmin=0.5, vmax=4.5, aspect="auto")
 panel.set_yticks(range(7), names)
 panel.set_xticks([])
@@ -180,15 +180,18 @@ for patient in moved:
     print(f"patient {patient + 1}: {chance[patient].round(2)} -> {best[patient].round(2)}, votes {votes[patient]}")
 change = np.abs(many.params["confusion"].numpy() - confusion)  # (5, 4, 4)
 print("largest change in a row of a matrix, by true grade:", change.max((0, 2)).round(2))
-assert len(moved) <= 2
+assert len(moved) == 1
+assert chance[moved].max() > 0.99
+assert best[moved].max() > 0.99
 assert change.max((0, 2))[0] < 0.05
 assert change.max((0, 2))[2] > 0.15
 
 # %% [markdown]
-# The grades of the patients hardly change, and neither does the row of grade 1, which rests on 18 patients. What
-# changes are the rows of grade 3: about five patients have it, and five observers times three free numbers are to be
-# learned from them. That is the lesson of the mode map here: *whom* to trust on common grades is settled by the data;
-# what an observer does with a rare grade is not, and to quote it to two decimals says too much.
+# One patient changes his grade, and what was certain at the one optimum is the contrary, as certainly, at the other:
+# a probability given the matrices knows nothing of how sure the matrices are. The row of grade 1, which rests on 18
+# patients, stays. What changes are the rows of grade 3: about five patients have it, and five observers times three
+# free numbers are to be learned from them. That is the lesson of the mode map here: *whom* to trust on common grades is
+# settled by the data; what an observer does with a rare grade is not, and to quote it to two decimals says too much.
 
 # %%
 figure, panels = plt.subplots(1, 2, figsize=(11, 3.8), width_ratios=(3, 2))
@@ -209,7 +212,8 @@ save(figure, "05_mode_map")
 #
 # The picture of the fit: a matrix for each observer, true grade down, grade given across. An observer who is always
 # right has ones on the diagonal. All five are good on grade 1. The second calls many a patient of grade 2 a 3: he is
-# strict. The rows of grades 3 and 4 rest on few patients.
+# strict. The third is sure of grade 1, and all but guesses at grade 3. Over all grades these two are right the least
+# often. The rows of grades 3 and 4 rest on few patients.
 
 # %%
 save(fit.plot(), "05_confusion")
@@ -217,9 +221,12 @@ save(fit.plot(), "05_confusion")
 # %%
 right = (shares[None, :, None] * confusion * np.eye(4)).sum((1, 2))  # of a patient drawn by the shares
 for number, value in enumerate(right, 1):
-    print(f"observer {number}: a grade is right with probability {value:.2f}")
-assert right.argmin() == 1  # the second observer, the strict one
+    print(f"observer {number}: a grade is right with probability {value:.3f}")
+assert set(right.argsort()[:2]) == {1, 2}  # the second and the third
 assert right.min() > 0.7
+assert (confusion[:, 0, 0] > 0.8).all()
+assert confusion[2, 0, 0] > 0.99
+assert confusion[2, 2].max() < 0.45
 assert confusion[1, 1, 2] > 0.25
 strict = np.triu(confusion[1], 1).sum() - np.tril(confusion[1], -1).sum()
 assert strict > 0
@@ -227,8 +234,8 @@ assert strict > 0
 # %% [markdown]
 # Little data asks for fewer numbers. `one_coin` gives each observer a single one, the probability to be right;
 # `hierarchical` keeps the matrices and shrinks them to those of a population. By BIC, which charges for each number,
-# the coin's 8 numbers do not make up for what they miss: an observer's errors are not alike, for a 2 is taken for a 3
-# and hardly ever for a 4.
+# 45 patients pay for the coin's 8 and not for the 63 of the matrices, although errors are plainly not alike: a 2 is
+# taken for a 3, and hardly ever for a 4. With more patients the matrices would be worth their price.
 
 # %%
 coin = zoo.fit("dawid_skene", table, variant="one_coin", restarts=5)
@@ -237,7 +244,8 @@ accuracy = coin.params["accuracy"].numpy()
 print("one_coin, accuracy:", accuracy.round(2))
 for name, one in {"full": many, "one_coin": coin}.items():
     print(f"{name:9s} log-likelihood {one.log_likelihood:9.2f}  numbers {one.num_parameters:3d}  BIC {one.bic:.1f}")
-assert accuracy.argmin() == right.argmin()  # both models trust the same observer least
+assert accuracy.argmin() == 1  # the strict one
+assert coin.bic < many.bic - 50
 assert accuracy.min() > 0.6
 agree = (shrunk.latents()["z"].argmax(-1).numpy() == chance.argmax(1)).mean()
 print(f"hierarchical gives {agree:.0%} of the patients the same grade, and no probability of 0: ", end="")
