@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from pyro.distributions.torch_distribution import ExpandedDistribution
 from torch import Tensor
+from torch.distributions import constraints
 
 from .data import DataError, Schema
 from .errors import ModelError, OptionError
@@ -141,7 +142,6 @@ def _expected(fn: Any) -> str:
         "Poisson": "counts: whole numbers, none negative",
         "NegativeBinomial": "counts: whole numbers, none negative",
         "Multinomial": "counts: whole numbers, none negative",
-        "ZeroInflatedDistribution": "counts: whole numbers, none negative",
         "Binomial": "counts: whole numbers from 0 to its total_count",
         "Bernoulli": "0 or 1",
         "Geometric": "whole numbers, none negative",
@@ -150,6 +150,8 @@ def _expected(fn: Any) -> str:
         "Gamma": "positive numbers",
     }
     known = [words[parent.__name__] for parent in type(fn).__mro__ if parent.__name__ in words]
+    if not known and fn.support is constraints.nonnegative_integer:
+        return words["Poisson"]
     return known[0] if known else f"values in {fn.support}"
 
 

@@ -338,6 +338,20 @@ def test_inferences_are_listed_by_their_names():
 def test_weights_that_do_not_fit():
     refuses(OptionError, "weights", "(3,)", "(60,)", weights=[1.0, 2.0, 3.0])
     refuses(OptionError, "weights", "negative", weights=[-1.0] * 60)
+    refuses(OptionError, "weights", "list", "one number per row", weights=["heavy"] * 60)
+
+
+def test_weights_that_may_not_be_written_are_taken():
+    weights = np.linspace(0.5, 2.0, 60)
+    weights.setflags(write=False)
+    same = zoo.fit("gaussian_mixture", X, num_components=1, weights=weights.tolist())
+    assert zoo.fit("gaussian_mixture", X, num_components=1, weights=weights).log_likelihood == same.log_likelihood
+
+
+def test_a_regression_on_nothing_is_a_mixture_of_normals():
+    x = np.concatenate([X[:, 0], 9 + X[:, 1]])
+    alone = zoo.fit("mixture_of_regressions", x[:, None], num_components=2, restarts=5)
+    assert alone.log_likelihood == pytest.approx(zoo.fit("gaussian_mixture", x, num_components=2).log_likelihood)
 
 
 def test_unknown_names():

@@ -290,6 +290,15 @@ def test_one_column_is_a_histogram_under_the_fitted_density(generator) -> None:
     assert sum(bar.get_height() * bar.get_width() for bar in bars) == pytest.approx(1)
 
 
+def test_bars_are_narrow_enough_for_the_narrowest_component(generator) -> None:
+    noise = torch.randn(90, generator=generator)
+    x = torch.cat([0.4 * noise[:10] - 12, 2.0 * noise[10:80], 0.4 * noise[80:] + 12])
+    fit = zoo.fit("gaussian_mixture", x, num_components=3, restarts=5)
+    bars = [patch for patch in fit.plot("clusters").axes[0].patches if isinstance(patch, Rectangle)]
+    assert bars[0].get_width() < 2.5 * fit.params["scale"].min().item()
+    assert len(bars) <= 90 / 3
+
+
 def test_a_weight_of_2_draws_the_row_twice() -> None:
     values, weights = torch.tensor([1.0, 2, 3, 7, 8, 9]).repeat(5), torch.tensor([1.0, 2, 3, 3, 2, 1]).repeat(5)
     once = zoo.fit("gaussian_mixture", values, num_components=2, weights=weights)
