@@ -6,6 +6,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro.distributions import constraints
+from pyro.distributions.torch_distribution import ExpandedDistribution
 from torch.distributions import transform_to
 
 from latentzoo.inference.families import family, prior_ratio
@@ -252,7 +253,10 @@ def test_a_covariance_is_held_above_its_floor_and_otherwise_left_alone():
 
 def test_every_registered_family_is_tested_here():
     registered = {cls for cls in family.registry if cls is not object}
-    assert registered == {cls for cls, _ in CASES.values()}
-    assert family(dist.StudentT(3.0)) is None
+    # those completed by a hidden factor minorise their density: test_mixtures.py maximises it by other means
+    elsewhere = {dist.StudentT, dist.MultivariateStudentT, dist.MaskedMixture, ExpandedDistribution}
+    assert registered - elsewhere == {cls for cls, _ in CASES.values()}
+    assert all(family.dispatch(cls)(None).augmented is False for cls, _ in CASES.values())
+    assert family(dist.Cauchy(0.0, 1.0)) is None
     assert prior_ratio(dist.HalfCauchy(1.0), torch.tensor(1.0)) is None
     assert math.isfinite(family(dist.Normal(0.0, 1.0)).natural({"loc": torch.zeros(()), "scale": torch.ones(())})[1])
