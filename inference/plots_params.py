@@ -27,6 +27,8 @@ def params(fit: Any, data: Any = None) -> Figure:
     UnfitKind
         The rows have latents, which have pictures of their own; or nothing learned is a list of numbers.
     """
+    if fit.data is None and data is None:
+        raise UnfitKind("the intervals need the data that were fitted: pass the data")
     with engine_state(fit.seed), torch.no_grad():
         program, _ = program_on(fit, fit.adapted(data))
     if program.structure.latents:

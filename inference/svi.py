@@ -16,7 +16,7 @@ from .ascent import WINDOW, NotFinite
 from .begin import first_starts, take_in
 from .blame import blame
 from .checkpoints import Checkpoints, identity, restore
-from .checks import check_options, check_values, row_weights
+from .checks import check_counts, check_options, check_seed, check_values, row_weights
 from .compiler import compile_program
 from .data import Dataset, num_rows
 from .errors import ConvergenceWarning, FitError, ModelError, OptionError, warn
@@ -127,9 +127,12 @@ def svi(
     ConvergenceWarning
         `num_steps` came first, or Ctrl-C did.
     """
-    check_options(num_steps=(num_steps, 0), tol=(tol, 0), restarts=(restarts, 1), num_particles=(num_particles, 1))
-    check_options(seed=(seed, 0), clip=(clip, 0), learning_rate=(learning_rate, 1e-300), alpha=(alpha, 0))
-    check_options(checkpoint_steps=(checkpoint_steps, 1), checkpoint_seconds=(checkpoint_seconds, 0))
+    check_counts(num_steps=(num_steps, 0), restarts=(restarts, 1), num_particles=(num_particles, 1))
+    check_counts(checkpoint_steps=(checkpoint_steps, 1))
+    check_options(tol=(tol, 0), clip=(clip, 0), alpha=(alpha, 0), checkpoint_seconds=(checkpoint_seconds, 0))
+    seed = check_seed(seed)
+    if isinstance(learning_rate, bool) or not isinstance(learning_rate, int | float) or not learning_rate > 0:
+        raise OptionError(f"learning_rate: met {learning_rate!r}, expected a number above 0")
     if alpha != 1.0 and num_particles < 2:
         raise OptionError(f"alpha: met {alpha:g} with num_particles={num_particles}; other bounds than the ELBO need 2")
     if resume and checkpoint is None:
