@@ -131,7 +131,8 @@ def svi(
     check_counts(checkpoint_steps=(checkpoint_steps, 1))
     check_options(tol=(tol, 0), clip=(clip, 0), alpha=(alpha, 0), checkpoint_seconds=(checkpoint_seconds, 0))
     seed = check_seed(seed)
-    if isinstance(learning_rate, bool) or not isinstance(learning_rate, int | float) or not learning_rate > 0:
+    check_options(learning_rate=(learning_rate, 0))
+    if not learning_rate > 0:
         raise OptionError(f"learning_rate: met {learning_rate!r}, expected a number above 0")
     if alpha != 1.0 and num_particles < 2:
         raise OptionError(f"alpha: met {alpha:g} with num_particles={num_particles}; other bounds than the ELBO need 2")
