@@ -17,6 +17,8 @@ from .sites import Params
 from .starts import jitter, starting_values
 from .structure import engine_state, read
 
+COST_OF_SVI = "SVI took 10 times as long to the same maximum on iris"  # measured in tutorial 4
+
 
 def take_in(pair: Pair, data: Any, device: Any) -> tuple[Pair, Dataset, torch.device]:
     """The pair as functions of the data as adapted, the data in float64, and the device where both live."""
@@ -38,7 +40,7 @@ def pick(pair: Pair, data: Any = None) -> tuple[str, str]:
         if structure.continuous:
             name = structure.continuous[0]
             return "svi", f"auto: latent '{name}' of each row is continuous, and cannot be summed out"
-    return "em", "auto: every latent of a row can be summed out, so EM is exact"
+    return "em", f"auto: every latent of a row can be summed out, so EM is exact; {COST_OF_SVI}"
 
 
 def first_starts(
