@@ -19,6 +19,7 @@ from .estep import Expectations
 from .families_discrete import BernoulliFamily, CategoricalFamily, PoissonFamily
 from .families_normal import NormalFamily
 from .family import Args, Family
+from .free import base_constraint
 from .missing import PartlyObserved
 from .program import Program
 from .sites import Params, read_arguments
@@ -94,9 +95,7 @@ def find_affine(program: Program, climbed: Mapping[str, str]) -> tuple[Affine, .
 def _is_free(program: Program, site: str, name: str, climbed: Mapping[str, str]) -> bool:
     """Whether a param is an unconstrained one of this site alone."""
     param, nodes = program.structure.params[name], program.structure.trace.nodes
-    constraint = param.constraint
-    while isinstance(constraint, constraints.independent):
-        constraint = constraint.base_constraint
+    constraint = base_constraint(param.constraint)
     if name not in climbed or param.prior is not None or constraint is not constraints.real:
         return False
     elsewhere = [nodes[s]["fn"] for s in (*program.latents, *program.products, *program.scored) if s != site]

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .free import Parts
 from .objective import Objective, on_rows
 from .structure import Bind, run, sample_sites
 from .symbols import symbols_of
-from .vector import Parts
 
 
 def blame(objective: Objective, free: Parts, rows: Tensor | None) -> str:

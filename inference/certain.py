@@ -12,6 +12,7 @@ from .blocks import free_values, influences
 from .columns import center_and_variance
 from .data import DataError, Schema
 from .families_discrete import BernoulliFamily, CategoricalFamily
+from .free import base_constraint
 from .program import Program
 from .sites import Site
 from .structure import Bind, sample_sites
@@ -56,10 +57,7 @@ def _constant(site: Site) -> Tensor:
 
 def _runs_off(program: Program, name: str) -> bool:
     param = program.structure.params[name]
-    constraint = param.constraint
-    while hasattr(constraint, "base_constraint"):
-        constraint = constraint.base_constraint
-    return param.prior is None and not hasattr(constraint, "upper_bound")
+    return param.prior is None and not hasattr(base_constraint(param.constraint), "upper_bound")
 
 
 def _column(program: Program, site: str, cell: int, schema: Schema, value: int) -> str:

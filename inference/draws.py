@@ -15,6 +15,7 @@ from .climb import log_prior
 from .data import Dataset
 from .derived import derived_draws
 from .errors import ConvergenceWarning, ModelError, OptionError
+from .free import inside
 from .generate import empty_rows, joint_posterior, simulate
 from .labels import label_cells, relabel
 from .program import Program
@@ -23,7 +24,6 @@ from .structure import engine_state
 from .verbs import program_on
 
 METHODS = ("laplace", "bootstrap")
-INSIDE = 1e-9  # a probability estimated as 0 is moved this far inside before unconstrained space is entered
 
 
 def sample_posterior(fit: Any, dataset: Dataset, num: int, seed: int) -> dict[str, Tensor]:
@@ -70,8 +70,9 @@ def laplace(fit: Any, num: int, seed: int) -> dict[str, Tensor]:
     with engine_state(seed):
         program, _ = program_on(fit, fit.adapted(None))
         weights = None if fit.weights is None else torch.as_tensor(fit.weights, dtype=torch.float64)
-        transforms = {name: _transform(program.structure.params[name].constraint) for name in fit.params}
-        free = {name: transforms[name].inv(_inside(program, name, value)) for name, value in fit.params.items()}
+        constraints = {name: program.structure.params[name].constraint for name in fit.params}
+        transforms = {name: _transform(constraint) for name, constraint in constraints.items()}
+        free = {name: transforms[name].inv(inside(constraints[name], value)) for name, value in fit.params.items()}
         flat = torch.cat([value.flatten() for value in free.values()])
 
         def unpack(vector: Tensor) -> Params:
@@ -101,19 +102,6 @@ def _transform(constraint: Any) -> Any:
         return biject_to(constraint)
     except NotImplementedError:  # matrices: the unused cells of the unconstrained square are flat, and so held still
         return transform_to(constraint)
-
-
-def _inside(program: Program, name: str, value: Tensor) -> Tensor:
-    constraint = program.structure.params[name].constraint
-    while hasattr(constraint, "base_constraint"):
-        constraint = constraint.base_constraint
-    if type(constraint).__name__ == "_Simplex":
-        value = value.clamp_min(INSIDE)
-        return value / value.sum(-1, keepdim=True)
-    if hasattr(constraint, "lower_bound") and hasattr(constraint, "upper_bound"):
-        low, high = constraint.lower_bound, constraint.upper_bound
-        return value.clamp(low + INSIDE * (high - low), high - INSIDE * (high - low))
-    return value.clamp_min(INSIDE) if hasattr(constraint, "lower_bound") and constraint.lower_bound == 0 else value
 
 
 def bootstrap(fit: Any, num: int, seed: int) -> dict[str, Tensor]:

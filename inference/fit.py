@@ -18,6 +18,7 @@ from .data import DataError, Dataset, Schema, adapt, map_tensors
 from .decompose import HalfStep, half_steps
 from .derived import Moments
 from .estep import expectations
+from .free import base_constraint
 from .modes import ModeMap, Outcome
 from .pair import Pair
 from .program import Program
@@ -278,8 +279,7 @@ def finish(
 
 def free_dims(constraint: object, value: Tensor) -> int:
     """Dimensions along which a param of this constraint can move."""
-    while isinstance(constraint, constraints.independent):
-        constraint = constraint.base_constraint
+    constraint = base_constraint(constraint)
     size = value.shape[-1] if value.dim() else 1
     if constraint is constraints.simplex:
         return value.numel() // size * (size - 1)

@@ -10,7 +10,8 @@ from pyro.distributions import constraints
 from torch import Tensor
 from torch.distributions import transform_to
 
-EDGE = 1e-9  # a probability that starts at 0 could never leave it: it starts this far inside
+Parts = dict[str, Tensor]  # free numbers by name
+EDGE = 1e-9  # a probability of 0 has no place in unconstrained space: it is moved this far inside
 MATRICES = (
     constraints.positive_definite,
     constraints.positive_semidefinite,

@@ -11,17 +11,16 @@ import torch
 from pyro import poutine
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
-from torch.distributions import biject_to, constraints
+from torch.distributions import biject_to
 
 from .data import slice_rows
 from .errors import ModelError
-from .free import Free, free_param
+from .free import Free, Parts, free_param
 from .guides import GuideShape
 from .program import Program
-from .structure import DATA_PLATE, Structure, double, sample_sites
+from .structure import DATA_PLATE, Structure, base_of, constraint_of, double, sample_sites
 from .symbols import plain, symbol, symbols_of
 
-Parts = dict[str, Tensor]
 DRAWS_OF_CENTER = 1_000  # of a factor without a mean in closed form
 
 
@@ -207,9 +206,7 @@ def _row_block(name: str, site: Any, structure: Structure, shape: GuideShape) ->
 
 def _has_normal_prior(fn: Any, structure: Structure) -> bool:
     """Normal, and the same whatever the discrete latents: its expected log density has a closed form."""
-    event = len(fn.event_shape)
-    while isinstance(fn, dist.Independent):
-        fn = fn.base_dist
+    event, fn = len(fn.event_shape), base_of(fn)
     batch = fn.batch_shape[: max(0, len(fn.batch_shape) - structure.nesting - event)]
     return isinstance(fn, dist.Normal) and not isinstance(fn, dist.LogNormal) and all(size == 1 for size in batch)
 
@@ -230,8 +227,7 @@ class BindParams(Messenger):
             msg["value"], msg["done"] = self.values[msg["name"]], True
 
     def _pyro_post_param(self, msg: dict) -> None:
-        constraint = msg["kwargs"].get("constraint", msg["args"][2] if len(msg["args"]) > 2 else constraints.real)
-        self.declared[msg["name"]] = plain(msg["value"].detach()), constraint
+        self.declared[msg["name"]] = plain(msg["value"].detach()), constraint_of(msg)
 
 
 @dataclass(frozen=True)
@@ -325,13 +321,6 @@ def _center(fn: Any) -> Tensor:
     except (NotImplementedError, AttributeError):
         pass
     return fn.sample((DRAWS_OF_CENTER,)).mean(0)
-
-
-def base_of(fn: Any) -> Any:
-    """A distribution without the dims that it was declared independent over."""
-    while isinstance(fn, dist.Independent):
-        fn = fn.base_dist
-    return fn
 
 
 def own_guide(

@@ -20,6 +20,7 @@ from .compiler import compile_program
 from .data import DataError, Dataset
 from .derived import Moments
 from .errors import ConvergenceWarning
+from .free import Parts
 from .guide_of import NormalGuide, Sampler, derive, own_guide
 from .guides import SHAPES
 from .pair import Pair
@@ -27,7 +28,6 @@ from .program import Program
 from .sites import Params
 from .structure import Bind, engine_state, read
 
-Parts = dict[str, Tensor]
 SHARED_DRAWS = 100  # of shared latents, that scores and posteriors are averaged over
 ROW_DRAWS = 200  # of latents of a row, of the importance-weighted bound and of moments
 SHORT = 20  # of the importance-weighted bound under each of many draws of what is shared

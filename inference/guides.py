@@ -6,15 +6,15 @@ row. What it learns are named tensors ("parts"), free to take any real values.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-Parts = dict[str, Tensor]
-LOG_2PI = math.log(2 * math.pi)
+from .family import LOG_2PI
+from .free import Parts
+
 RANK = 5  # of the low-rank guide, or half the numbers where that is less
 
 

@@ -17,6 +17,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from .errors import ModelError
+from .structure import base_of
 
 
 @singledispatch
@@ -137,8 +138,7 @@ class Missing(Messenger):
 
 def filler(fn: Any) -> Tensor:
     """A value inside the support, broadcastable to the event."""
-    while isinstance(fn, dist.Independent):
-        fn = fn.base_dist
+    fn = base_of(fn)
     for number in (0.0, 0.5, 1.0):
         value = torch.full(fn.event_shape, number)
         if fn.support.check(value).all():

@@ -18,11 +18,11 @@ from torch import Tensor
 from .climb import log_prior
 from .data import slice_rows
 from .evidence import log_evidence
-from .guide_of import Sampled, Sampler, base_of
+from .free import Parts
+from .guide_of import Sampled, Sampler
 from .program import Program
 from .sites import Params, Site, chunks
-
-Parts = dict[str, Tensor]
+from .structure import base_of
 
 
 class Estimate(NamedTuple):

@@ -12,9 +12,10 @@ from torch import Tensor
 from .affine import Affine, find_affine
 from .blocks import find_blocks
 from .families import Ratio, prior_ratio
+from .free import base_constraint
 from .program import Program
 from .sites import Argument, Site
-from .structure import Param
+from .structure import Param, base_of
 from .symbols import symbols_of
 
 
@@ -93,8 +94,7 @@ ELEMENTWISE = ("mean", "rate", "proportion", "scale")
 
 
 def _fits(kind: str, constraint: Any) -> bool:
-    while isinstance(constraint, constraints.independent):
-        constraint = constraint.base_constraint
+    constraint = base_constraint(constraint)
     if constraint in FITTING[kind] or constraint is constraints.real:
         return True
     bounded = constraints.interval | constraints.greater_than | constraints.greater_than_eq | constraints.less_than
@@ -154,10 +154,7 @@ def _why_climbed(program: Program, param: Param, name: str, uses: list[Use]) -> 
 
 def prior_share(param: Param) -> Ratio | None:
     """What the prior of a shared latent adds to its ratio; None where it is not conjugate."""
-    fn = param.prior["fn"]
-    while hasattr(fn, "reinterpreted_batch_ndims"):
-        fn = fn.base_dist
-    return prior_ratio(fn, param.value)
+    return prior_ratio(base_of(param.prior["fn"]), param.value)
 
 
 def _kind(program: Program, use: Use) -> str:

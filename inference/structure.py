@@ -83,8 +83,7 @@ class Bind(Messenger):
             msg["value"], msg["done"] = self.values[msg["name"]], True
 
     def _pyro_post_param(self, msg: dict) -> None:
-        constraint = msg["kwargs"].get("constraint", msg["args"][2] if len(msg["args"]) > 2 else constraints.real)
-        self._declare(msg, constraint, None)
+        self._declare(msg, constraint_of(msg), None)
 
     def _pyro_sample(self, msg: dict) -> None:
         value = self.values.get(msg["name"])
@@ -120,6 +119,18 @@ class OneRow(Messenger):
     def _pyro_sample(self, msg: Any) -> None:
         if msg["name"] == self.plate and poutine.util.site_is_subsample(msg):
             msg["value"], msg["done"] = torch.zeros(1, dtype=torch.long), True
+
+
+def constraint_of(msg: dict) -> Any:
+    """The constraint that a `pyro.param` statement declares."""
+    return msg["kwargs"].get("constraint", msg["args"][2] if len(msg["args"]) > 2 else constraints.real)
+
+
+def base_of(fn: Any) -> Any:
+    """A distribution without the dims that it was declared independent over."""
+    while hasattr(fn, "reinterpreted_batch_ndims"):
+        fn = fn.base_dist
+    return fn
 
 
 def is_shared_latent(msg: dict) -> bool:

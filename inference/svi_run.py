@@ -12,14 +12,14 @@ from torch import Tensor
 
 from .ascent import Ascent, State
 from .batches import Batches
-from .free import base_constraint, free_param
+from .free import Parts, base_constraint, free_param
 from .guide_of import NormalGuide, Sampler, derive, own_guide
 from .guides import GuideShape
 from .objective import Objective
 from .pair import Pair
 from .program import Program
 from .sites import Params
-from .vector import WIDE, WIDEST, Parts, Vector, curvature, units
+from .vector import WIDE, WIDEST, Vector, curvature, units
 
 PROBED_ROWS = 2_000  # that the curvature is measured on
 CLOSE = 0.3  # of numbers whose scale is one by nature (the logarithm of a scale): how near is near

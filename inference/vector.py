@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-Parts = dict[str, Tensor]
+from .free import Parts
+
 PROBES = 8  # of the curvature: random signs, each the price of two gradients
 WIDEST = 1e6  # units of numbers that take any real value; none is less than 1 / WIDEST
 WIDE = 3.0  # of logarithms, log-odds and the like, whose own scale is one
