@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -45,6 +45,11 @@ def free_param(constraint: Any, start: Tensor) -> Free:
     transform = transform_to(constraint)
     origin = transform.inv(inside(constraint, start))
     return Free(tuple(origin.shape), lambda free: transform(origin + free))
+
+
+def values_of(params: Mapping[str, Free], free: Parts, prefix: str) -> Parts:
+    """Params from their free numbers, which are named after them behind a prefix."""
+    return {name: one.value(free[prefix + name]) for name, one in params.items()}
 
 
 def base_constraint(constraint: Any) -> Any:

@@ -15,7 +15,7 @@ from torch.distributions import biject_to
 
 from .data import slice_rows
 from .errors import ModelError
-from .free import Free, Parts, free_param
+from .free import Free, Parts, free_param, values_of
 from .guides import GuideShape
 from .program import Program
 from .structure import DATA_PLATE, Structure, base_of, constraint_of, double, sample_sites
@@ -253,8 +253,7 @@ class OwnGuide:
 
     def values(self, free: Parts) -> Parts:
         """The guide's params from their free numbers, and the model's beside them."""
-        own = {name: one.value(free[f"guide/{name}"]) for name, one in self.params.items()}
-        return {**self.of_model(free), **own}
+        return {**self.of_model(free), **values_of(self.params, free, "guide/")}
 
     def bound(self, free: Parts) -> BindParams:
         """A handler under which the guide has the params of these free numbers."""
@@ -268,15 +267,14 @@ class OwnGuide:
                 each.append(sample_sites(poutine.trace(self.guide).get_trace(program.data)))
         names = each[0]
         values = {name: torch.stack([sites[name]["value"] for sites in each]) for name in names}
-        parts = [self._log_q(sites, program.num_rows) for sites in each]
-        log_q, log_q_rows = torch.stack([one for one, _ in parts]), torch.stack([rows for _, rows in parts])
+        log_qs = [{name: site["fn"].log_prob(site["value"]) for name, site in sites.items()} for sites in each]
+        log_q, log_q_rows = self._summed(log_qs, program.num_rows)
         entropy, entropy_rows = -log_q, -log_q_rows
         exact: dict[str, tuple[Tensor, Tensor]] = {}
         if self.exact:
-            kept = [self._log_q(sites, program.num_rows, self.exact) for sites in each]
-            sure = [self._entropy(sites, program.num_rows) for sites in each]
-            entropy = entropy + torch.stack([one for one, _ in kept]) + torch.stack([one for one, _ in sure])
-            entropy_rows = entropy_rows + torch.stack([r for _, r in kept]) + torch.stack([r for _, r in sure])
+            sure = [{name: -sites[name]["fn"].entropy() for name in self.exact} for sites in each]
+            known = [{**drawn, **own} for drawn, own in zip(log_qs, sure, strict=True)]
+            entropy, entropy_rows = (-total for total in self._summed(known, program.num_rows))
             for name in self.exact:
                 bases = [base_of(sites[name]["fn"]) for sites in each]
                 shape = values[name].shape[1:]
@@ -293,24 +291,18 @@ class OwnGuide:
         shared = {name: site for name, site in sites.items() if name not in self.structure.continuous}
         return {name: _center(site["fn"]) for name, site in shared.items()}
 
-    def _log_q(self, sites: Any, num_rows: int, only: tuple[str, ...] | None = None) -> tuple[Tensor, Tensor]:
-        return self._summed(
-            {name: site["fn"].log_prob(site["value"]) for name, site in sites.items() if only is None or name in only},
-            num_rows,
-        )
-
-    def _entropy(self, sites: Any, num_rows: int) -> tuple[Tensor, Tensor]:
-        return self._summed({name: sites[name]["fn"].entropy() for name in self.exact}, num_rows)
-
-    def _summed(self, terms: Parts, num_rows: int) -> tuple[Tensor, Tensor]:
-        shared, rows = torch.zeros((), dtype=torch.float64), torch.zeros(num_rows, dtype=torch.float64)
-        for name, term in terms.items():
-            if name in self.structure.continuous:
-                term = term.movedim(self.structure.data_dim, 0)
-                rows = rows + term.reshape(len(term), -1).sum(1)
-            else:
-                shared = shared + term.sum()
-        return shared, rows
+    def _summed(self, terms: list[Parts], num_rows: int) -> tuple[Tensor, Tensor]:
+        """Terms of sites, draw by draw: those of shared latents added up, (m,), and those of each row, (m, B)."""
+        shared = [torch.zeros((), dtype=torch.float64) for _ in terms]
+        rows = [torch.zeros(num_rows, dtype=torch.float64) for _ in terms]
+        for number, one in enumerate(terms):
+            for name, term in one.items():
+                if name in self.structure.continuous:
+                    term = term.movedim(self.structure.data_dim, 0)
+                    rows[number] = rows[number] + term.reshape(len(term), -1).sum(1)
+                else:
+                    shared[number] = shared[number] + term.sum()
+        return torch.stack(shared), torch.stack(rows)
 
 
 def _center(fn: Any) -> Tensor:

@@ -19,6 +19,7 @@ from .checks import check_counts, check_seed, check_values
 from .compiler import compile_program
 from .data import DataError, Dataset
 from .derived import Moments
+from .draws import latent_draws
 from .errors import ConvergenceWarning
 from .free import Parts
 from .guide_of import NormalGuide, Sampler, derive, own_guide
@@ -158,8 +159,6 @@ def rows_first(program: Program, name: str, value: Tensor) -> Tensor:
 
 def sample_posterior(fit: Any, dataset: Dataset, num: int, seed: int) -> Params:
     """Joint draws: shared latents (num, *shape), latents of a row (num, N, ...), discrete ones recovered."""
-    from .draws import latent_draws
-
     check_counts(num=(num, 1))
     with engine_state(check_seed(seed)), torch.no_grad():
         guided = guided_on(fit, dataset)

@@ -10,26 +10,17 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from .climb import log_prior
 from .data import slice_rows
-from .evidence import log_evidence
-from .free import Parts
+from .free import Free, Parts, values_of
 from .guide_of import Sampled, Sampler
 from .program import Program
-from .sites import Params, Site, chunks
+from .sites import Params, Site
 from .structure import base_of
-
-
-class Estimate(NamedTuple):
-    """One estimate of the bound, and what it is made of (for the error message when it is not finite)."""
-
-    bound: Tensor
-    terms: dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -54,16 +45,11 @@ class Objective:
     """
 
     program: Program
-    params: dict[str, Any]
+    params: dict[str, Free]
     sampler: Sampler
     particles: int
     alpha: float
     weights: Tensor | None
-
-    @property
-    def rows_given(self) -> tuple[str, ...]:
-        """Continuous latents of a row."""
-        return self.program.structure.continuous
 
     @property
     def noisy(self) -> bool:
@@ -72,9 +58,9 @@ class Objective:
 
     def values(self, free: Parts) -> Params:
         """The model's params from their free numbers."""
-        return {name: one.value(free[f"param/{name}"]) for name, one in self.params.items()}
+        return values_of(self.params, free, "param/")
 
-    def __call__(self, free: Parts, rows: Tensor | None = None) -> Estimate:
+    def __call__(self, free: Parts, rows: Tensor | None = None) -> Tensor:
         """An estimate of the bound over all rows, from those in `rows` (all, where it is None)."""
         program = self.program if rows is None else on_rows(self.program, rows)
         share = self.weights if rows is None or self.weights is None else self.weights[rows]
@@ -86,8 +72,7 @@ class Objective:
         if self.alpha == 1.0:
             each = log_rows + drawn.entropy_rows
             rows_part = (each if share is None else each * share).sum(1).mean() * scale
-            bound = rows_part + (prior + drawn.entropy).mean()
-            return Estimate(bound, {"rows": log_rows, "priors": prior, "guide": drawn.entropy})
+            return rows_part + (prior + drawn.entropy).mean()
         return self._renyi(log_rows - drawn.log_q_rows, prior - drawn.log_q, share, scale)
 
     @property
@@ -95,16 +80,14 @@ class Objective:
         """Draws side by side: one where nothing is drawn."""
         return self.particles if self.sampler.noisy else 1
 
-    def _renyi(self, rows: Tensor, shared: Tensor, share: Tensor | None, scale: float) -> Estimate:
+    def _renyi(self, rows: Tensor, shared: Tensor, share: Tensor | None, scale: float) -> Tensor:
         """(1 / (1 - alpha)) log mean w^(1 - alpha): row by row where nothing is shared, of the whole otherwise."""
         power, count = 1 - self.alpha, math.log(len(rows))
         if self.sampler.shared:
             total = (rows if share is None else rows * share).sum(1) * scale + shared
-            bound = ((power * total).logsumexp(0) - count) / power
-        else:
-            each = ((power * rows).logsumexp(0) - count) / power
-            bound = (each if share is None else each * share).sum() * scale + shared.mean()
-        return Estimate(bound, {"rows": rows, "priors": shared})
+            return ((power * total).logsumexp(0) - count) / power
+        each = ((power * rows).logsumexp(0) - count) / power
+        return (each if share is None else each * share).sum() * scale + shared.mean()
 
     def _log_joint(self, program: Program, values: Params, drawn: Sampled) -> tuple[Tensor, Tensor]:
         """log p(x_n, u_n | theta) of each row, (m, B), and log p(theta), (m,)."""
@@ -119,13 +102,13 @@ class Objective:
 
     def _one(self, program: Program, values: Params, drawn: Sampled) -> tuple[Tensor, Tensor]:
         ready = program.prepare(values)
-        parts = [
-            log_evidence(program.factors(ready, rows)[0], program.order) + program.base_of(rows)
-            for rows in chunks(program.num_rows, program.chunk_size(values))
-        ]
-        log_rows = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+        log_rows = program.prepared_log_prob(ready, values)
         exact = drawn.exact if self.alpha == 1.0 else {}
-        means = {name: mean for name, (mean, _) in exact.items() if name in values and name not in self.rows_given}
+        means = {
+            name: mean
+            for name, (mean, _) in exact.items()
+            if name in values and name not in program.structure.continuous
+        }
         prior = log_prior(program, {**values, **means}, ready.trace)
         nodes = (ready.trace or program.structure.trace).nodes
         for name, (mean, sd) in exact.items():

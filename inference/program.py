@@ -223,12 +223,15 @@ class Program:
 
     def row_log_prob(self, params: Params) -> Tensor:
         """log p(x_n) of every row, (R, N). Gradients flow to the params."""
-        ready = self.prepare(params)
+        return self.prepared_log_prob(self.prepare(params), params)
+
+    def prepared_log_prob(self, ready: Prepared, params: Params) -> Tensor:
+        """`row_log_prob` of params that are prepared."""
         parts = [
             log_evidence(self.factors(ready, rows)[0], self.order) + self.base_of(rows)
             for rows in chunks(self.num_rows, self.chunk_size(params))
         ]
-        return torch.cat(parts, 1)
+        return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
     def joint_posteriors(self, params: Params) -> Iterator[Tensor]:
         """p(z_1..z_M | x_n) chunk by chunk, (n, K_1..K_M): the gradient for a factor of zeros over all latents."""

@@ -19,9 +19,10 @@ from .checkpoints import Checkpoints, identity, restore
 from .checks import check_counts, check_options, check_seed, check_values, row_weights
 from .compiler import compile_program
 from .data import Dataset, num_rows
-from .errors import ConvergenceWarning, FitError, ModelError, OptionError, warn
+from .errors import FitError, ModelError, OptionError, warn
 from .estep import one_thread
 from .fit import Fit, finish
+from .free import values_of
 from .guide_of import OwnGuide, check_batches, exact_of_rows
 from .guides import SHAPES, GuideShape
 from .labels import label_cells
@@ -129,9 +130,9 @@ def svi(
     """
     check_counts(num_steps=(num_steps, 0), restarts=(restarts, 1), num_particles=(num_particles, 1))
     check_counts(checkpoint_steps=(checkpoint_steps, 1))
-    check_options(tol=(tol, 0), clip=(clip, 0), alpha=(alpha, 0), checkpoint_seconds=(checkpoint_seconds, 0))
+    check_options(tol=(tol, 0), clip=(clip, 0), alpha=(alpha, 0), learning_rate=(learning_rate, 0))
+    check_options(checkpoint_seconds=(checkpoint_seconds, 0))
     seed = check_seed(seed)
-    check_options(learning_rate=(learning_rate, 0))
     if not learning_rate > 0:
         raise OptionError(f"learning_rate: met {learning_rate!r}, expected a number above 0")
     if alpha != 1.0 and num_particles < 2:
@@ -150,8 +151,8 @@ def svi(
         exact = exact_of_rows(structure, shape, pair.guide, dataset.values) if alpha == 1.0 else set()
         given = [name for name in structure.continuous if name not in exact]
         program = compile_program(pair.model, dataset.values, structure, given=given)
-        starts = first_starts(pair, dataset.values, program, restarts, torch.Generator().manual_seed(int(seed)), start)
-        options = Options(shape, num_particles, alpha, batch, learning_rate, tol, clip, int(seed))
+        starts = first_starts(pair, dataset.values, program, restarts, torch.Generator().manual_seed(seed), start)
+        options = Options(shape, num_particles, alpha, batch, learning_rate, tol, clip, seed)
         _validate(program, {name: value[0] for name, value in starts.items()})
         lead = max((len(value) for value in starts.values()), default=1)
         runs = [begin(pair, program, {n: v[r] for n, v in starts.items()}, options, share) for r in range(lead)]
@@ -213,7 +214,7 @@ def _finished(
     guided = {name: value for name, value in parts.items() if not name.startswith("param/")}
     shape, sampler = options.shape, run.objective.sampler
     if isinstance(sampler, OwnGuide):  # its own starting values may be drawn at random: keep what it reached
-        guided = {f"value/{name}": one.value(parts[f"guide/{name}"]) for name, one in sampler.params.items()}
+        guided = {f"value/{name}": value for name, value in values_of(sampler.params, parts, "guide/").items()}
     name = "" if shape is not None and not (guided and shape.noisy) else shape.name if shape else "own"
     return finish(
         pair,
@@ -237,7 +238,7 @@ def _level(run: Run) -> float:
         recent = state.bounds[-WINDOW:]
         return sum(recent) / len(recent) if recent else float("nan")
     with torch.no_grad():
-        found = [float(objective(run.parts()).bound) for _ in range(DRAWS if objective.noisy else 1)]
+        found = [float(objective(run.parts())) for _ in range(DRAWS if objective.noisy else 1)]
     return sum(found) / len(found)
 
 
@@ -281,6 +282,3 @@ def _validate(program: Program, start: dict[str, Tensor]) -> None:
             run(program.model, program.data, bind, program.layout.nesting)
         except ValueError as error:
             raise ModelError(f"svi: the model's own check failed at the start: {str(error).splitlines()[0]}") from error
-
-
-__all__ = ["ConvergenceWarning", "svi"]

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .ascent import Ascent, State
 from .batches import Batches
-from .free import Parts, base_constraint, free_param
+from .free import Parts, base_constraint, free_param, values_of
 from .guide_of import NormalGuide, Sampler, derive, own_guide
 from .guides import GuideShape
 from .objective import Objective
@@ -76,7 +76,7 @@ def begin(pair: Pair, program: Program, start: Params, options: Options, weights
     origin = {f"param/{name}": torch.zeros(one.shape, dtype=torch.float64) for name, one in params.items()}
 
     def of_model(free: Parts) -> Parts:
-        return {name: one.value(free[f"param/{name}"]) for name, one in params.items()}
+        return values_of(params, free, "param/")
 
     sampler, first = _sampler(pair, program, start, options, of_model, origin)
     objective = Objective(program, params, sampler, options.num_particles, options.alpha, weights)
@@ -84,7 +84,7 @@ def begin(pair: Pair, program: Program, start: Params, options: Options, weights
     batches = Batches(program.num_rows, options.batch_size, options.seed + 1)
 
     def bound(x: Tensor) -> Tensor:
-        return objective(vector.unpack(x), batches.next()).bound
+        return objective(vector.unpack(x), batches.next())
 
     total = float(program.num_rows if weights is None else weights.sum())
     spread = {
@@ -136,7 +136,7 @@ def _vector(objective: Objective, origin: Parts, options: Options, weights: Tens
         generator = torch.Generator().manual_seed(options.seed)
         total = float(program.num_rows if weights is None else weights.sum())
         probe = replace(objective, alpha=1.0)
-        diagonal = curvature(lambda free: probe(free, rows).bound, origin, names, generator)
+        diagonal = curvature(lambda free: probe(free, rows), origin, names, generator)
         found = units(diagonal, total, _widest(objective, {name: origin[name] for name in names}))
         unit |= found
         if "shared/log_scale" in origin:
