@@ -112,10 +112,10 @@ class Ascent:
         share = max(0.02, 1 / state.step)
         state.length += share * (length - state.length)
         state.momentum.lerp_(gradient, 1 - BETAS[0])
-        state.square.lerp_(gradient * gradient, 1 - BETAS[1])
-        step_size = state.rate / (1 - BETAS[0] ** state.step)
-        root = (state.square / (1 - BETAS[1] ** state.step)).sqrt_().add_(1e-12)
-        state.x = torch.addcdiv(state.x, state.momentum, root, value=step_size)
+        state.square.mul_(BETAS[1]).addcmul_(gradient, gradient, value=1 - BETAS[1])
+        level = (1 - BETAS[1] ** state.step) ** 0.5
+        step_size = level * state.rate / (1 - BETAS[0] ** state.step)
+        state.x = torch.addcdiv(state.x, state.momentum, state.square.sqrt().add_(1e-12 * level), value=step_size)
         if self.noisy:
             state.iterates.add(state.x)
 

@@ -42,6 +42,8 @@ def free_param(constraint: Any, start: Tensor) -> Free:
         if triangular:
             return Free(tuple(start.shape), lambda free: tril @ transform(free))
         return Free(tuple(start.shape), lambda free: tril @ transform(free) @ tril.mT)
+    if constraint is constraints.real:
+        return Free(tuple(start.shape), lambda free: start + free)
     transform = transform_to(constraint)
     origin = transform.inv(inside(constraint, start))
     return Free(tuple(origin.shape), lambda free: transform(origin + free))
@@ -50,6 +52,11 @@ def free_param(constraint: Any, start: Tensor) -> Free:
 def values_of(params: Mapping[str, Free], free: Parts, prefix: str) -> Parts:
     """Params from their free numbers, which are named after them behind a prefix."""
     return {name: one.value(free[prefix + name]) for name, one in params.items()}
+
+
+def total(terms: list[Tensor]) -> Tensor:
+    """The sum of some tensors; 0 of none."""
+    return sum(terms[1:], terms[0]) if terms else torch.zeros((), dtype=torch.float64)
 
 
 def base_constraint(constraint: Any) -> Any:

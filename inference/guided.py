@@ -22,8 +22,9 @@ from .derived import Moments
 from .draws import latent_draws
 from .errors import ConvergenceWarning
 from .free import Parts
-from .guide_of import NormalGuide, Sampler, derive, own_guide
+from .guide_of import NormalGuide, Sampler, derive
 from .guides import SHAPES
+from .own_guide import OwnGuide, own_guide
 from .pair import Pair
 from .program import Program
 from .sites import Params
@@ -184,9 +185,10 @@ def factor(fit: Any, site: str, dataset: Dataset) -> Any:
     with engine_state(fit.seed):
         guided = guided_on(fit, dataset)
         sampler = guided.sampler
-        if not isinstance(sampler, NormalGuide):
-            with torch.no_grad(), sampler.bound(guided.free):  # type: ignore[attr-defined]
-                return poutine.trace(fit.pair.guide).get_trace(dataset.values).nodes[site]["fn"]
+        if isinstance(sampler, OwnGuide):
+            with torch.no_grad():
+                return sampler.sites(guided.free, dataset.values)[site]["fn"]
+        assert isinstance(sampler, NormalGuide)
         for prefix, blocks in (("shared/", sampler.blocks), ("local/", sampler.row_blocks)):
             start = 0
             for block in blocks:

@@ -10,15 +10,17 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .climb import log_prior
 from .data import slice_rows
-from .free import Free, Parts, values_of
+from .family import LOG_2PI
+from .free import Free, Parts, total, values_of
 from .guide_of import Sampled, Sampler
-from .program import Program
+from .program import Program, site_log_prob
 from .sites import Params, Site
 from .structure import base_of
 
@@ -65,14 +67,12 @@ class Objective:
         program = self.program if rows is None else on_rows(self.program, rows)
         share = self.weights if rows is None or self.weights is None else self.weights[rows]
         scale = 1.0 if rows is None else self.program.num_rows / len(rows)
-        drawn = self.sampler.draw(free, program, rows, self.particles)
-        values = {name: value.expand(self.particles_of, *value.shape) for name, value in self.values(free).items()}
-        values |= drawn.values
-        log_rows, prior = self._log_joint(program, values, drawn)
+        drawn = self.sampler.draw(free, program, rows, self.particles, density=self.alpha != 1.0)
+        log_rows, prior = self._log_joint(program, self.values(free), drawn)
         if self.alpha == 1.0:
             each = log_rows + drawn.entropy_rows
-            rows_part = (each if share is None else each * share).sum(1).mean() * scale
-            return rows_part + (prior + drawn.entropy).mean()
+            rows_part = (each if share is None else each * share).sum(1).mean()
+            return (rows_part if rows is None else rows_part * scale) + (prior + drawn.entropy).mean()
         return self._renyi(log_rows - drawn.log_q_rows, prior - drawn.log_q, share, scale)
 
     @property
@@ -89,23 +89,47 @@ class Objective:
         each = ((power * rows).logsumexp(0) - count) / power
         return (each if share is None else each * share).sum() * scale + shared.mean()
 
-    def _log_joint(self, program: Program, values: Params, drawn: Sampled) -> tuple[Tensor, Tensor]:
+    def _log_joint(self, program: Program, params: Params, drawn: Sampled) -> tuple[Tensor, Tensor]:
         """log p(x_n, u_n | theta) of each row, (m, B), and log p(theta), (m,)."""
         if not program.runs_model:
-            return self._one(program, values, drawn)
+            spread = {name: value.expand(self.particles_of, *value.shape) for name, value in params.items()}
+            return self._one(program, {**spread, **drawn.values}, drawn)
         each = []
-        for r in range(max((len(value) for value in values.values()), default=1)):
-            exact = {name: (_pick(mean, r), _pick(sd, r)) for name, (mean, sd) in drawn.exact.items()}
-            one = {name: value[r : r + 1] for name, value in values.items()}
-            each.append(self._one(program, one, drawn._replace(exact=exact)))
-        return torch.cat([rows for rows, _ in each]), torch.cat([prior for _, prior in each])
+        for r in range(max((len(value) for value in drawn.values.values()), default=1)):
+            one = {**params, **{name: _pick(value, r) for name, value in drawn.values.items()}}
+            if program.layout.latents or program.products:
+                lead = {name: value.unsqueeze(0) for name, value in one.items()}
+                rows, prior = self._one(program, lead, drawn)
+                each.append((rows.squeeze(0), prior.squeeze(0)))
+            else:
+                each.append(self._scored(program, one, drawn))
+        return torch.stack([rows for rows, _ in each]), torch.stack([prior for _, prior in each])
+
+    def _scored(self, program: Program, values: Params, drawn: Sampled) -> tuple[Tensor, Tensor]:
+        """The log joint density of one draw, (B,) and (), of a model whose every site is scored in a run of it."""
+        nodes = program.run(values).nodes
+        exact = drawn.exact if self.alpha == 1.0 else {}
+        terms = {name: site_log_prob(nodes[name]) for name in program.scored}
+        for name, (mean, sd) in exact.items():
+            if name in program.structure.continuous:
+                terms[name] = normal_expectation(nodes[name]["fn"], mean, sd)
+        rows = total([rows_of(term, program) for term in terms.values()])
+        prior = torch.zeros((), dtype=torch.float64)
+        for name, param in program.structure.params.items():
+            if name in exact:
+                prior = prior + (normal_expectation(nodes[name]["fn"], *exact[name]) * nodes[name]["scale"]).sum()
+            elif param.prior is not None:
+                prior = prior + (nodes[name]["fn"].log_prob(values[name]) * nodes[name]["scale"]).sum()
+        for name in program.structure.outside:
+            prior = prior + site_log_prob(nodes[name]).sum()
+        return rows, prior
 
     def _one(self, program: Program, values: Params, drawn: Sampled) -> tuple[Tensor, Tensor]:
         ready = program.prepare(values)
         log_rows = program.prepared_log_prob(ready, values)
         exact = drawn.exact if self.alpha == 1.0 else {}
         means = {
-            name: mean
+            name: mean.unsqueeze(0)
             for name, (mean, _) in exact.items()
             if name in values and name not in program.structure.continuous
         }
@@ -113,20 +137,29 @@ class Objective:
         nodes = (ready.trace or program.structure.trace).nodes
         for name, (mean, sd) in exact.items():
             fn = nodes[name]["fn"]
-            spread = 0.5 * (sd / base_of(fn).scale) ** 2
             if name in means:
-                prior = prior - spread.reshape(len(spread), -1).sum(1)
+                prior = prior - 0.5 * ((sd / base_of(fn).scale) ** 2).sum()
             elif name not in program.scored:
-                event = tuple(range(-fn.event_dim, 0))
-                term = fn.log_prob(mean[0]) - (spread[0].sum(event) if event else spread[0])
-                term = term.movedim(program.structure.data_dim, -1)
-                log_rows = log_rows + term.reshape(-1, term.shape[-1]).sum(0)
+                log_rows = log_rows + rows_of(normal_expectation(fn, mean, sd), program)
         return log_rows, prior
 
 
+def rows_of(term: Tensor, program: Program) -> Tensor:
+    """A term of the rows' plates, (batch), summed over all but the rows, (B,)."""
+    return term if term.dim() == 1 else term.movedim(program.structure.data_dim, -1).flatten(0, -2).sum(0)
+
+
+def normal_expectation(fn: Any, mean: Tensor, sd: Tensor) -> Tensor:
+    """E log density of a normal prior at a normal draw with this mean and sd, (batch)."""
+    prior = base_of(fn)
+    square = (mean - prior.loc) ** 2 + sd**2
+    term = -0.5 / prior.scale**2 * square - (prior.scale.log() + 0.5 * LOG_2PI)
+    return term.flatten(-fn.event_dim).sum(-1) if fn.event_dim else term
+
+
 def _pick(draws: Tensor, number: int) -> Tensor:
-    """One of some draws, (1, ...); what is the same in all of them is held once."""
-    return draws[number % len(draws)].unsqueeze(0)
+    """One of some draws; what is the same in all of them is held once."""
+    return draws[number % len(draws)]
 
 
 def on_rows(program: Program, rows: Tensor) -> Program:

@@ -21,7 +21,7 @@ from .families import Args
 from .missing import PartlyObserved, scoring
 from .patterns import Patterns, PatternSums
 from .sites import Layout, Params, Site, chunks, read_arguments
-from .structure import Bind, OneRow, Structure, run
+from .structure import Bind, OneRow, Run, Structure, run
 
 KEPT_BYTES = 1 << 24  # features of all rows up to this size are computed once
 CHUNK_BYTES = (
@@ -81,11 +81,15 @@ class Program:
     def num_rows(self) -> int:
         return self.structure.num_rows
 
-    def trace(self, params: Params) -> Any:
+    def trace(self, params: Params) -> Run:
         """A run of the model under one set of params, (1, *shape) each; gradients flow to them."""
-        bind = Bind({name: value[0] for name, value in params.items()})
+        return self.run({name: value[0] for name, value in params.items()})
+
+    def run(self, values: Params) -> Run:
+        """A run of the model under one set of params, as they are."""
+        bind = Bind(values)
         with OneRow(self.structure.data_plate) if self.stands_on_one_row else scoring(self.has_missing):
-            return run(self.model, self.data, bind, self.layout.nesting)
+            return run(self.model, self.data, bind, self.layout.nesting, enumerated=bool(self.layout.latents))
 
     @cached_property
     def stands_on_one_row(self) -> bool:
@@ -118,10 +122,7 @@ class Program:
     def log_factor(self, trace: Any, name: str) -> Tensor:
         """The log probability of a scored site, (1, e..., plates, N or 1): plates without latents are summed."""
         site = trace.nodes[name]
-        log_prob = site["fn"].log_prob(site["value"])
-        if site["mask"] is not None:
-            log_prob = torch.where(torch.as_tensor(site["mask"]), log_prob, 0.0)
-        log_prob = (log_prob * site["scale"]).double()
+        log_prob = site_log_prob(site)
         count, nesting = len(self.layout.latents), self.layout.nesting
         log_prob = log_prob.reshape((1,) * (count + nesting - log_prob.dim()) + log_prob.shape)
         sizes = [-1] * count + [1] * nesting
@@ -256,6 +257,16 @@ class Program:
                 named = dict(zip(self.latents, counts, strict=False))
                 named |= dict(zip(self.scored, counts[len(counts) - len(self.scored) :], strict=True))
                 yield rows, {name: named[name].squeeze(0).movedim(-1, 0) for name in self.structure.latents}
+
+
+def site_log_prob(site: Any) -> Tensor:
+    """The log probability of a site of a run, with its mask and scale."""
+    log_prob = site["fn"].log_prob(site["value"])
+    if site["mask"] is not None:
+        log_prob = torch.where(torch.as_tensor(site["mask"]), log_prob, 0.0)
+    return (
+        log_prob if isinstance(site["scale"], float) and site["scale"] == 1.0 else log_prob * site["scale"]
+    ).double()
 
 
 def latent_log_prob(site: Site, args: Args) -> Tensor:

@@ -86,7 +86,7 @@ class Layout:
 
         With ``keep_rows`` the rows become the first cell dim.
         """
-        tensor = _unbroadcast(plain(tensor))
+        tensor = unbroadcast(plain(tensor))
         count = len(self.latents)
         full = count + self.nesting + inner
         tensor = tensor.reshape((1,) * (full - tensor.dim()) + tensor.shape)
@@ -105,7 +105,8 @@ class Layout:
         return value.movedim(self.nesting + self.data_dim, 0)
 
 
-def _unbroadcast(tensor: Tensor) -> Tensor:
+def unbroadcast(tensor: Tensor) -> Tensor:
+    """A tensor without the copies that `expand` made: dims of stride 0 have size 1."""
     for dim, (size, stride) in enumerate(zip(tensor.shape, tensor.stride(), strict=True)):
         if stride == 0 and size > 1:
             tensor = tensor.narrow(dim, 0, 1)

@@ -67,8 +67,14 @@ class Structure:
         return max((-dim for dim, _ in self.plates.values()), default=0)
 
 
+class Run(NamedTuple):
+    """What one run of a model did at its statements; lighter than Pyro's own trace, which every SVI step would pay."""
+
+    nodes: dict[str, Any]
+
+
 class Bind(Messenger):
-    """Give params and continuous latents the values of `values`; note what the model declares.
+    """Give params and continuous latents the values of `values`; note what the model declares, and what it does.
 
     With ``symbols=True`` every bound value is a `Symbol`, so the arguments of each site tell where they come from.
     """
@@ -77,12 +83,15 @@ class Bind(Messenger):
         super().__init__()
         self.values, self.symbols = values, symbols
         self.declared: dict[str, Param] = {}
+        self.nodes: dict[str, Any] | None = None  # a dict while `run` asks for them
 
     def _pyro_param(self, msg: dict) -> None:
         if msg["name"] in self.values:
             msg["value"], msg["done"] = self.values[msg["name"]], True
 
     def _pyro_post_param(self, msg: dict) -> None:
+        if self.nodes is not None:
+            self.nodes[msg["name"]] = msg.copy()
         self._declare(msg, constraint_of(msg), None)
 
     def _pyro_sample(self, msg: dict) -> None:
@@ -95,6 +104,10 @@ class Bind(Messenger):
         msg["done"] = True
 
     def _pyro_post_sample(self, msg: dict) -> None:
+        if self.nodes is not None:
+            if msg["name"] in self.nodes:
+                raise ModelError(f"two statements of the model are named '{msg['name']}': give each a name of its own")
+            self.nodes[msg["name"]] = msg.copy()
         if is_shared_latent(msg):
             self._declare(msg, msg["fn"].support, msg)
         elif self.symbols and not msg["is_observed"] and not is_bookkeeping(msg) and not msg["fn"].support.is_discrete:
@@ -180,13 +193,18 @@ def engine_state(seed: int | None = None, device: Any = "cpu") -> Iterator[None]
         torch.set_default_dtype(dtype)
 
 
-def run(model: Any, data: Any, bind: Bind, nesting: int) -> Any:
-    """One trace of the model with every discrete latent enumerated to the left of `nesting` plate dims."""
+def run(model: Any, data: Any, bind: Bind, nesting: int, enumerated: bool = True) -> Run:
+    """One run of the model with every discrete latent enumerated to the left of `nesting` plate dims."""
+    nodes: dict[str, Any] = {}
+    bind.nodes = nodes
     try:
-        with bind:
-            return poutine.trace(poutine.enum(model, first_available_dim=-1 - nesting)).get_trace(data)
+        with bind, poutine.enum(first_available_dim=-1 - nesting) if enumerated else nullcontext():
+            model(data)
+        return Run(nodes)
     except (DataError, ModelError, OptionError) as error:
         raise (error.__cause__ or error) from None  # in its own words, without the shapes that Pyro adds
+    finally:
+        bind.nodes = None
 
 
 def read(model: Any, data: Any, values: Mapping[str, Tensor] | None = None) -> Structure:

@@ -23,15 +23,15 @@ from .errors import FitError, ModelError, OptionError, warn
 from .estep import one_thread
 from .fit import Fit, finish
 from .free import values_of
-from .guide_of import OwnGuide, check_batches, exact_of_rows
 from .guides import SHAPES, GuideShape
 from .labels import label_cells
 from .loop import Progress
 from .modes import Outcome, map_modes
+from .own_guide import OwnGuide, check_batches
 from .pair import Pair
 from .program import Program
 from .structure import Bind, engine_state, read, run
-from .svi_run import Options, Run, begin
+from .svi_run import Options, Run, begin, exact_of_rows
 
 logging.getLogger("latentzoo").addHandler(logging.NullHandler())
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from pyro.distributions import constraints
@@ -13,12 +13,14 @@ from torch import Tensor
 from .ascent import Ascent, State
 from .batches import Batches
 from .free import Parts, base_constraint, free_param, values_of
-from .guide_of import NormalGuide, Sampler, derive, own_guide
+from .guide_of import NormalGuide, Sampler, derive, has_normal_prior
 from .guides import GuideShape
 from .objective import Objective
+from .own_guide import own_guide
 from .pair import Pair
 from .program import Program
 from .sites import Params
+from .structure import Structure, double
 from .vector import WIDE, WIDEST, Vector, curvature, units
 
 PROBED_ROWS = 2_000  # that the curvature is measured on
@@ -102,6 +104,17 @@ def begin(pair: Pair, program: Program, start: Params, options: Options, weights
     rate, tol, clip = options.learning_rate, options.tol, options.clip
     ascent = Ascent(bound, noisy, _flat(spread), _flat(watched), rate, tol, clip)
     return Run(program, objective, vector, ascent, State.start(x, rate), batches, start)
+
+
+def exact_of_rows(structure: Structure, shape: GuideShape | None, guide: Any, data: Any) -> set[str]:
+    """Latents of a row whose expected log prior is exact under the guide: they need not be scored at draws."""
+    if shape is None:
+        learned = {n: double(param.value) for n, param in structure.params.items() if param.prior is None}
+        own, _ = own_guide(guide, data, structure, lambda free: learned, learned)
+        return set(own.exact) & set(structure.continuous)
+    if shape.name != "mean_field":
+        return set()
+    return {n for n in structure.continuous if has_normal_prior(structure.trace.nodes[n]["fn"], structure)}
 
 
 def _sampler(

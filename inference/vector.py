@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -28,13 +29,26 @@ class Vector:
 
     @property
     def size(self) -> int:
-        return sum(value.numel() for value in self.origin.values())
+        return sum(self.sizes)
+
+    @cached_property
+    def sizes(self) -> list[int]:
+        """Of the named tensors."""
+        return [value.numel() for value in self.origin.values()]
+
+    @cached_property
+    def flat(self) -> tuple[Tensor, Tensor]:
+        """Origin and unit end to end, (P,) each."""
+        nothing = torch.empty(0, dtype=torch.float64)
+        origin, unit = ([one[name].flatten() for name in self.origin] for one in (self.origin, self.unit))
+        return torch.cat(origin or [nothing]), torch.cat(unit or [nothing])
 
     def unpack(self, x: Tensor) -> Parts:
         """The named tensors at a point (P,); gradients flow."""
-        pieces = x.split([value.numel() for value in self.origin.values()])
+        origin, unit = self.flat
+        pieces = torch.addcmul(origin, x, unit).split(self.sizes)
         return {
-            name: torch.addcmul(value, piece.reshape(value.shape), self.unit[name])
+            name: piece if value.dim() == 1 else piece.reshape(value.shape)
             for (name, value), piece in zip(self.origin.items(), pieces, strict=True)
         }
 

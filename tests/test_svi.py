@@ -16,10 +16,9 @@ from latentzoo import Pair, zoo
 from latentzoo.inference.batches import Batches
 from latentzoo.inference.compiler import compile_program
 from latentzoo.inference.data import adapt
-from latentzoo.inference.guide_of import exact_of_rows
 from latentzoo.inference.guides import SHAPES
 from latentzoo.inference.structure import engine_state, read
-from latentzoo.inference.svi_run import Options, begin
+from latentzoo.inference.svi_run import Options, begin, exact_of_rows
 
 pytestmark = pytest.mark.filterwarnings("error")
 NUM_ROWS = 400
