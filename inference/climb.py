@@ -69,13 +69,14 @@ def climb(
     with torch.enable_grad():
         reached = newton(free, objective, blocks, steps) if blocks is not None else None
         if reached is None or not reached.sound:
-            reached = _lbfgs(free if reached is None else reached.free, objective, steps)
+            reached = lbfgs(free if reached is None else reached.free, objective, steps)
     gain = reached.value - start
     # what is lost to rounding is no loss
     return at(reached.free) if torch.isfinite(gain) and gain >= -ROUNDING * start.abs() else params
 
 
-def _lbfgs(free: Free, objective: Callable[[Free], Tensor], steps: int) -> Reached:
+def lbfgs(free: Free, objective: Callable[[Free], Tensor], steps: int) -> Reached:
+    """Rise by at most `steps` L-BFGS steps with a line search."""
     free = {name: value.clone().requires_grad_() for name, value in free.items()}
     optimizer = torch.optim.LBFGS(
         list(free.values()),

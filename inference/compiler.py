@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
@@ -20,8 +20,23 @@ from .structure import Structure
 BY_ROW = "its arguments depend on the row"
 
 
+Reader = Callable[[str, Any, Layout, bool], tuple[Family | None, dict[str, Argument] | None, int]]
+
+
+def read_plainly(
+    name: str, fn: Any, layout: Layout, keep_rows: bool
+) -> tuple[Family | None, dict[str, Argument] | None, int]:
+    """The arguments of a site as gathers of params."""
+    return read_arguments(fn, layout, keep_rows)
+
+
 def compile_program(
-    model: Any, data: Any, structure: Structure, natural: bool = True, given: Collection[str] = ()
+    model: Any,
+    data: Any,
+    structure: Structure,
+    natural: bool = True,
+    given: Collection[str] = (),
+    read: Reader = read_plainly,
 ) -> Program:
     """Sort the sites of a model by how they can be scored.
 
@@ -31,6 +46,8 @@ def compile_program(
         ``False`` scores every observed site by running the model: slower, the same numbers (the tests compare them).
     given : names
         Continuous latents of a row that each run is given values of, scored like observed sites.
+    read : callable
+        ``read(name, fn, layout, keep_rows)`` finds the family and arguments of a site (`sites.read_arguments`).
     """
     layout = Layout.of(structure)
     holding = {p for latent in structure.latents.values() for p in latent.plates if p != structure.data_plate}
@@ -43,10 +60,10 @@ def compile_program(
     for name in (*structure.latents, *structure.observed, *given):
         node = structure.trace.nodes[name]
         frames = {f.name for f in node["cond_indep_stack"]}
-        kind, args, inner = read_arguments(node["fn"], layout)
+        kind, args, inner = read(name, node["fn"], layout, False)
         reason = _why_scored(node, kind, args, frames, holding, structure, natural)
         if reason == BY_ROW and name in structure.observed:
-            found = gathered_site(name, node, layout)
+            found = gathered_site(name, node, layout, read)
             if found is not None:
                 products[name] = found[0]
                 base = base + found[1]
@@ -65,7 +82,7 @@ def compile_program(
                 base = base + _base_measure(site, patterns)
                 continue
         scored[name] = reason
-        table = None if name in given else _table_of(name, node, layout)
+        table = None if name in given or read is not read_plainly else _table_of(name, node, layout)
         if table is not None:
             tables[name] = table
     has_missing = any(_is_missing(structure.trace.nodes[name]["value"]) for name in structure.observed)

@@ -29,7 +29,7 @@ from .loop import Stop
 from .modes import map_modes, rank
 from .pair import Pair
 from .plan import make_plan
-from .runner import Runner
+from .runner import EMSteps, Runner
 from .structure import Structure, engine_state, read
 
 LARGE = 1_000_000  # rows times configurations
@@ -121,8 +121,8 @@ def em(
         starts = first_starts(pair, dataset.values, program, restarts, generator, start)
         # sites scored by running the model work on all rows at once: large operations, which threads serve well
         with one_thread(when=not (program.scored and program.size > LARGE)) as workers:
-            runner = Runner(program, plan, share, Stop(tol), max_iters, m_steps, workers)
-            outcomes, failed = runner.all(starts, progress)
+            steps = EMSteps(program, plan, share, m_steps, workers)
+            outcomes, failed = Runner(steps, Stop(tol), max_iters, "em").all(starts, progress)
         modes = map_modes(outcomes, cells, failed)
         fit = finish(
             pair, dataset, program, rank(outcomes)[0], modes, share, inference="em", seed=seed, weights=weights

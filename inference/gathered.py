@@ -18,7 +18,7 @@ from torch import Tensor
 
 from .columns import center_and_variance
 from .families import Family
-from .sites import Argument, Layout, Site, read_arguments
+from .sites import Argument, Layout, Site
 
 
 class Sparse(NamedTuple):
@@ -106,9 +106,9 @@ def _by_rows(found: Any, device: torch.device) -> Tensor:
 # --- finding the groups -----------------------------------------------------------------------------------------------
 
 
-def gathered_site(name: str, node: Any, layout: Layout) -> tuple[Site, Tensor | float] | None:
+def gathered_site(name: str, node: Any, layout: Layout, read: Any) -> tuple[Site, Tensor | float] | None:
     """A site by groups, and log h(x) of its rows; None where its arguments are no gathers, or an event is torn."""
-    kind, args, inner = read_arguments(node["fn"], layout, keep_rows=True)
+    kind, args, inner = read(name, node["fn"], layout, True)
     if kind is None or args is None or any(a.computed for a in args.values()):
         return None
     count = len(layout.latents)

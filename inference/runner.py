@@ -1,10 +1,10 @@
-"""Running EM from many starts: together where the model need not be run, otherwise one after the other."""
+"""Coordinate ascent from many starts, of EM or of a mean field: together where that can be, otherwise in turn."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -26,22 +26,43 @@ SETTLE = 20
 STILL = 1e-12
 
 
+class Steps(Protocol):
+    """One kind of coordinate ascent: R restarts side by side in each tensor (R, ...) of a state."""
+
+    @property
+    def together(self) -> bool:
+        """Whether restarts can share a batch."""
+
+    def bounds(self, state: Params) -> tuple[list[float], Any]:
+        """The bound at a state, and what a step from there needs."""
+
+    def improve(self, state: Params, expected: Any) -> Params:
+        """The state after one iteration, none of its bounds lower."""
+
+    def degenerate(self, state: Params) -> bool:
+        """Whether a state (no R) is no sound estimate."""
+
+
 @dataclass(frozen=True)
 class Runner:
-    program: Program
-    plan: Plan
-    weights: Tensor | None
+    """The loop: every restart until it has converged.
+
+    Attributes
+    ----------
+    label : str
+        The driver, for messages.
+    """
+
+    steps: Steps
     stop: Stop
     max_iters: int
-    m_steps: int
-    workers: int
+    label: str
 
     def all(self, starts: Params, progress: bool | None) -> tuple[list[Outcome], int]:
-        """Every restart to its end: together where the model need not be run, otherwise one after the other."""
+        """Every restart to its end; how many of them failed."""
         restarts = max((len(value) for value in starts.values()), default=1)
-        together = not self.program.runs_model and not self.plan.climbed
-        batches = [starts] if together else [{n: v[r : r + 1] for n, v in starts.items()} for r in range(restarts)]
-        bar = Progress(self.max_iters * len(batches), "em", progress)
+        batches = [starts] if self.steps.together else [pick(starts, [r]) for r in range(restarts)]
+        bar = Progress(self.max_iters * len(batches), self.label, progress)
         outcomes: list[Outcome] = []
         lost: list[Outcome] = []
         try:
@@ -52,7 +73,7 @@ class Runner:
             bar.close()
         if not outcomes:
             raise FitError(
-                "em: log p(x) became NaN or infinite in every restart; "
+                f"{self.label}: the bound became NaN or infinite in every restart; "
                 "look for a param that runs off (give it a prior or a bounded constraint), or start elsewhere",
                 lost[0].params,
             )
@@ -64,8 +85,7 @@ class Runner:
         try:
             return list(self.run(params, bar))
         except torch.linalg.LinAlgError:
-            alone = [{name: value[r : r + 1] for name, value in params.items()} for r in range(lead)]
-            return [found for one in alone for found in self.run(one, bar)]
+            return [found for r in range(lead) for found in self.run(pick(params, [r]), bar)]
 
     def run(self, params: Params, bar: Progress) -> Iterable[tuple[Outcome, bool]]:
         """One batch of restarts; each leaves the batch when it has converged. Yields outcomes in the order of the
@@ -79,7 +99,7 @@ class Runner:
         settling: dict[int, int] = {}
         good = params
         for iteration in range(self.max_iters + 1):
-            bounds, expected = self._bounds(params)
+            bounds, expected = self.steps.bounds(params)
             finished = []
             for place, number in enumerate(active):
                 bound = bounds[place]
@@ -93,7 +113,7 @@ class Runner:
                 if settled or not sound or iteration == self.max_iters:
                     reached = {n: v[place] for n, v in (params if sound else good).items()}
                     begun = {n: v[number] for n, v in starts.items()}
-                    degenerate = sound and is_degenerate(self.program, self.plan, reached)
+                    degenerate = sound and self.steps.degenerate(reached)
                     done[number] = (Outcome(reached, histories[number], met, degenerate, begun), sound)
                     finished.append(place)
             left = [place for place in range(len(active)) if place not in finished]
@@ -101,30 +121,53 @@ class Runner:
             if not active:
                 break
             if finished:
-                params, expected = _kept(params, expected, left)
+                params, expected = pick(params, left), _kept(expected, left)
             good = params  # of the iteration before, place by place
             bar.update(max(histories[number][-1] for number in active))
             with torch.no_grad():
-                params = self._improve(params, expected)
+                params = self.steps.improve(params, expected)
         return [done[number] for number in range(lead)]
 
-    def _bounds(self, params: Params) -> tuple[list[float], Any]:
+
+@dataclass(frozen=True)
+class EMSteps:
+    """An E-step and an M-step: the bound is log p(x), or log p(x, shared latents)."""
+
+    program: Program
+    plan: Plan
+    weights: Tensor | None
+    m_steps: int
+    workers: int
+
+    @property
+    def together(self) -> bool:
+        return not self.program.runs_model and not self.plan.climbed
+
+    def bounds(self, state: Params) -> tuple[list[float], Any]:
         try:
-            expected = expectations(self.program, params, self.weights, self.workers)
+            expected = expectations(self.program, state, self.weights, self.workers)
         except torch.linalg.LinAlgError:
-            if len(next(iter(params.values()))) > 1:
+            if len(next(iter(state.values()))) > 1:
                 raise
             return [float("nan")], None
         with torch.no_grad():
-            return (expected.log_prob + log_prior(self.program, params)).tolist(), expected
+            return (expected.log_prob + log_prior(self.program, state)).tolist(), expected
 
-    def _improve(self, params: Params, expected: Any) -> Params:
+    def improve(self, state: Params, expected: Any) -> Params:
         try:
-            return m_step(self.program, self.plan, params, expected, self.m_steps)
+            return m_step(self.program, self.plan, state, expected, self.m_steps)
         except torch.linalg.LinAlgError:
-            if len(next(iter(params.values()))) > 1:
+            if len(next(iter(state.values()))) > 1:
                 raise
-            return {name: torch.full_like(value, float("nan")) for name, value in params.items()}
+            return {name: torch.full_like(value, float("nan")) for name, value in state.items()}
+
+    def degenerate(self, state: Params) -> bool:
+        return is_degenerate(self.program, self.plan, state)
+
+
+def pick(state: Params, places: list[int]) -> Params:
+    """Some of the restarts."""
+    return {name: value[places] for name, value in state.items()}
 
 
 def _moved(before: Params, now: Params, place: int) -> float:
@@ -135,9 +178,9 @@ def _moved(before: Params, now: Params, place: int) -> float:
     return max(moves, default=0.0)
 
 
-def _kept(params: Params, expected: Any, left: list[int]) -> tuple[Params, Any]:
+def _kept(expected: Any, left: list[int]) -> Any:
     sums = {name: (s1[left], s0[left]) for name, (s1, s0) in expected.sums.items()}
-    return {n: v[left] for n, v in params.items()}, expected._replace(log_prob=expected.log_prob[left], sums=sums)
+    return expected._replace(log_prob=expected.log_prob[left], sums=sums)
 
 
 def is_degenerate(program: Program, plan: Plan, params: dict[str, Tensor]) -> bool:

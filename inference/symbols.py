@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from .forms import Form, combined, root
+
 # Functions whose output cells are cells of their first argument, moved or repeated.
 SELECTIONS = frozenset(
     "__getitem__ expand expand_as broadcast_to broadcast_tensors view view_as reshape unsqueeze squeeze flatten "
@@ -40,6 +42,7 @@ class Symbol(torch.Tensor):
     """A tensor with a `Provenance`; behaves as the plain tensor everywhere else."""
 
     provenance: Provenance
+    form: Form | None = None  # how computed values are sums of products of roots, where they are
     total_of: Tensor | None = None  # set on x.sum(-1, keepdim=True): x, so that x / x.sum() is seen as a normalisation
 
     @classmethod
@@ -68,13 +71,25 @@ class Symbol(torch.Tensor):
                     return _mark(out, known)
                 if name in SELECTIONS or func in TRANSPOSES:
                     return _mark_all(out, func(known.cells, *args[1:], **kwargs), known)
+            form = _form(func, name, args, kwargs, out, symbols)
             if (normalised := _normalisation(name, args)) is not None:
                 return _mark(out, normalised)
             names = frozenset().union(*(s.provenance.names for s in symbols))
             result = _computed(out, names, name)
+            if isinstance(result, Symbol):
+                result.form = form
             if name in ("sum", "logsumexp") and isinstance(result, Symbol) and _over_last_dim(args, kwargs):
                 result.total_of = source
             return result
+
+
+def form_of(value: Any) -> Form | None:
+    """How a value is made of roots, where it is a sum of products of their cells."""
+    if not isinstance(value, Symbol) or value.form is not None or value.provenance.cells is None:
+        return value.form if isinstance(value, Symbol) else None
+    known = value.provenance
+    assert known.cells is not None
+    return None if known.normalized else root(next(iter(known.names)), known.cells)
 
 
 def symbol(value: Tensor, name: str) -> Symbol:
@@ -131,7 +146,21 @@ def _expanded(source: Any, out: Tensor) -> Tensor:
     if not isinstance(source, Symbol):
         return out
     known = source.provenance
-    return _mark(out, known if known.cells is None else known._replace(cells=known.cells.expand(out.shape)))
+    result = _mark(out, known if known.cells is None else known._replace(cells=known.cells.expand(out.shape)))
+    result.form = None if source.form is None else source.form.map(lambda tensor: tensor.expand(out.shape))
+    return result
+
+
+def _form(func: Any, name: str, args: tuple, kwargs: dict, out: Any, symbols: list[Symbol]) -> Form | None:
+    """The form of the outcome of an operation."""
+    if not isinstance(out, Tensor) or not args:
+        return None
+    source = form_of(args[0])
+    if source is not None and len(symbols) == 1 and (name in SELECTIONS or name in SAME_CELLS or func in TRANSPOSES):
+        if name in ("to", "type_as", "double", "float", "long", "int"):
+            return source
+        return source.map(lambda tensor: func(tensor, *args[1:], **kwargs))
+    return combined(name, args, form_of, out.shape) if not kwargs else None
 
 
 def _computed(out: Any, names: frozenset[str], operation: str) -> Any:
@@ -154,7 +183,7 @@ def _overwritten(target: Tensor, others: tuple, operation: str) -> None:
         target.__class__ = Symbol
         assert isinstance(target, Symbol)
         target.provenance = Provenance(frozenset().union(*(s.provenance.names for s in sources)), None, operation)
-        target.total_of = None
+        target.total_of = target.form = None
 
 
 def _normalisation(name: str, args: tuple) -> Provenance | None:

@@ -1,0 +1,151 @@
+"""Coordinate-ascent variational inference for conditionally conjugate models, derived from the model."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .begin import first_starts, take_in
+from .checks import check_counts, check_options, check_seed, check_values, row_weights
+from .compiler import compile_program
+from .conjugate import MeanField, mean_field
+from .data import num_rows
+from .errors import warn
+from .estep import one_thread
+from .factors import Point
+from .fit import Fit, finish
+from .labels import label_cells
+from .loop import Stop
+from .modes import Outcome, map_modes, rank
+from .pair import Pair
+from .runner import Runner
+from .sites import Params
+from .structure import engine_state, read
+from .sweeps import Sweeps
+
+GUIDE = "conjugate"  # the name of the guide of such fits
+
+
+def cavi(
+    pair: Pair,
+    data: Any,
+    *,
+    max_iters: int = 10_000,
+    tol: float = 1e-9,
+    restarts: int = 1,
+    seed: int = 0,
+    weights: Any = None,
+    start: dict[str, Tensor] | None = None,
+    m_steps: int = 20,
+    device: str | torch.device | None = None,
+    progress: bool | None = None,
+) -> Fit:
+    """Raise the evidence lower bound of a mean field by coordinate ascent, each factor to its optimum in turn.
+
+    One factor for each latent that rows share, of its prior's family; the enumerated latents of a row keep their exact
+    joint posterior. `pyro.param`s, where there are any, are learned by an M-step after each sweep (variational EM).
+
+    Parameters
+    ----------
+    pair : Pair
+        Its model must be conditionally conjugate; ``initialize`` gives the starts where there is one.
+    data : anything `data.adapt` takes
+        NaN cells are missing, and integrated out exactly.
+    max_iters : int
+        Sweeps at most.
+    tol : float
+        Relative tolerance of the bound (`loop.Stop`); 0 runs exactly `max_iters` sweeps.
+    restarts : int
+        Runs from different starts; the best is returned, all are in ``fit.mode_map``.
+    seed : int
+    weights : (N,) numbers, optional
+        Weight 2 is the row twice.
+    start : dict, optional
+        Values of some or all shared latents and params for the first start.
+    m_steps : int
+        L-BFGS iterations of one M-step, for params.
+    device : str, optional
+        Where to compute. Default: where the data are.
+    progress : bool, optional
+        Show a bar. Default: on a terminal.
+
+    Returns
+    -------
+    Fit
+        `params` holds the mean of each factor; ``posterior(site)`` is the factor; `history` is the bound.
+
+    Raises
+    ------
+    ModelError, DataError, OptionError
+        Plain words on what is not conjugate, by site, and the way out.
+    FitError
+        The bound became NaN or infinite in every restart.
+
+    Warns
+    -----
+    ConvergenceWarning
+        `max_iters` came first.
+    """
+    check_counts(max_iters=(max_iters, 0), restarts=(restarts, 1), m_steps=(m_steps, 1))
+    check_options(tol=(tol, 0))
+    seed = check_seed(seed)
+    pair, dataset, home = take_in(pair, data, device)
+    with engine_state(seed, home):
+        share = row_weights(weights, num_rows(dataset.values), home)
+        structure = read(pair.model, dataset.values)
+        check_values(structure, dataset.schema)
+        field = mean_field(pair.model, dataset.values, structure)
+        plain = compile_program(pair.model, dataset.values, structure)
+        generator = torch.Generator().manual_seed(seed)
+        starts = first_starts(pair, dataset.values, plain, restarts, generator, start)
+        with one_thread() as workers:
+            sweeps = Sweeps(field, share, m_steps, workers)
+            runner = Runner(sweeps, Stop(tol), max_iters, "cavi")
+            found, failed = runner.all(_begin(sweeps, starts), progress)
+        outcomes = [_centred(field, one, starts) for one in found]
+        best = rank(outcomes)[0]
+        state = found[next(i for i, one in enumerate(outcomes) if one is best)].params
+        fit = finish(
+            pair,
+            dataset,
+            plain,
+            best,
+            map_modes(outcomes, label_cells(plain), failed),
+            share,
+            inference="cavi",
+            seed=seed,
+            weights=weights,
+            guide=GUIDE,
+            guide_parts={n: eta for n, eta in state.items() if not isinstance(field.families[n], Point)},
+        )
+    if tol > 0 and not fit.converged:
+        warn(f"cavi: stopped after {len(fit.history) - 1} sweeps before the tolerance was met: raise max_iters or tol")
+    return fit
+
+
+def _begin(sweeps: Sweeps, starts: Params) -> Params:
+    """States after the first sweep of every start."""
+    lead = max(len(value) for value in starts.values())
+    if sweeps.together:
+        return sweeps.first(starts)
+    each = [sweeps.first({name: value[r : r + 1] for name, value in starts.items()}) for r in range(lead)]
+    return {name: torch.cat([one[name] for one in each]) for name in each[0]}
+
+
+def _centred(field: MeanField, one: Outcome, starts: Params) -> Outcome:
+    """An outcome by the means of its factors."""
+    params = centers(field, one.params)
+    return replace(one, params=params, start={name: value[0] for name, value in starts.items()})
+
+
+def centers(field: MeanField, state: Params) -> Params:
+    """The mean of each factor, and params as they are."""
+    out = {}
+    for name, value in state.items():
+        family = field.families[name]
+        center = value if isinstance(family, Point) else family.center(value.unsqueeze(0)).squeeze(0)
+        out[name] = center.reshape(field.program.structure.params[name].value.shape)
+    return out

@@ -1,0 +1,381 @@
+"""The factors of a mean-field posterior: exponential families by natural parameters, and what is expected under them.
+
+A factor of a latent of batch shape B is an array of natural parameters eta (R, *B, T), R restarts side by side. Its
+mean parameters mu = E t(theta) have the same shape. The moments that a model's arguments ask for are linear in mu, so
+the gradient of an expected log density with respect to mu is the natural parameter of the optimal factor.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import singledispatch
+from typing import Any, ClassVar
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+
+from .family import LOG_2PI, square
+
+
+class FactorFamily:
+    """One exponential family of factors."""
+
+    name: ClassVar[str]
+    event_dim = 0  # of the latent's values
+
+    def size(self, event: torch.Size) -> int:
+        """T, for values of an event shape."""
+        return 2
+
+    def mean(self, eta: Tensor) -> Tensor:
+        """mu = E t(theta) = the gradient of the log normaliser."""
+        raise NotImplementedError
+
+    def log_normalizer(self, eta: Tensor) -> Tensor:
+        """A(eta), (R, *B)."""
+        raise NotImplementedError
+
+    def statistics(self, value: Tensor) -> Tensor:
+        """t(value), (*B, T): the mean parameters of a point."""
+        raise NotImplementedError
+
+    def power(self, mu: Tensor, power: float) -> Tensor | None:
+        """E theta ** power, like the values (R, *B, *event); None where it is not linear in mu."""
+        return None
+
+    def log(self, mu: Tensor) -> Tensor | None:
+        """E log theta."""
+        return None
+
+    def log1m(self, mu: Tensor) -> Tensor | None:
+        """E log(1 - theta)."""
+        return None
+
+    def covariance(self, mu: Tensor) -> Tensor | None:
+        """Of vectors, (R, *B, D, D)."""
+        return None
+
+    def log_det(self, mu: Tensor) -> Tensor | None:
+        """E log determinant, of matrices."""
+        return None
+
+    def distribution(self, eta: Tensor) -> Any:
+        """As a Pyro distribution over values, batch (R, *B)."""
+        raise NotImplementedError
+
+    def proper(self, eta: Tensor) -> Tensor:
+        """Whether eta is that of a distribution, (R, *B) of bool."""
+        raise NotImplementedError
+
+    def center(self, eta: Tensor) -> Tensor:
+        """Its mean."""
+        value: Tensor = self.distribution(eta).mean
+        return value
+
+
+class Point(FactorFamily):
+    """A param, or a latent that is not yet a factor: mu is its value, and every expectation is that of the value."""
+
+    name = "Point"
+
+    def power(self, mu: Tensor, power: float) -> Tensor:
+        return mu**power
+
+    def log(self, mu: Tensor) -> Tensor:
+        return mu.log()
+
+    def log1m(self, mu: Tensor) -> Tensor:
+        return (-mu).log1p()
+
+    def covariance(self, mu: Tensor) -> Tensor:
+        return mu.new_zeros(*mu.shape, mu.shape[-1])
+
+    def log_det(self, mu: Tensor) -> Tensor:
+        return mu.logdet()
+
+
+class NormalFactor(FactorFamily):
+    """t = (x, x^2)."""
+
+    name = "Normal"
+
+    def mean(self, eta: Tensor) -> Tensor:
+        variance = -0.5 / eta[..., 1]
+        loc = eta[..., 0] * variance
+        return torch.stack([loc, loc**2 + variance], -1)
+
+    def log_normalizer(self, eta: Tensor) -> Tensor:
+        return -0.25 * eta[..., 0] ** 2 / eta[..., 1] - 0.5 * (-2 * eta[..., 1]).log() + 0.5 * LOG_2PI
+
+    def statistics(self, value: Tensor) -> Tensor:
+        return torch.stack([value, value**2], -1)
+
+    def power(self, mu: Tensor, power: float) -> Tensor | None:
+        return mu[..., int(power) - 1] if power in (1.0, 2.0) else None
+
+    def distribution(self, eta: Tensor) -> Any:
+        variance = -0.5 / eta[..., 1]
+        return dist.Normal(eta[..., 0] * variance, variance.sqrt())
+
+    def proper(self, eta: Tensor) -> Tensor:
+        return eta[..., 1] < 0
+
+
+class MultivariateNormalFactor(FactorFamily):
+    """t = (x, the products x_i x_j of the lower triangle)."""
+
+    name = "MultivariateNormal"
+    event_dim = 1
+
+    def size(self, event: torch.Size) -> int:
+        return event[0] + event[0] * (event[0] + 1) // 2
+
+    @staticmethod
+    def width(total: int) -> int:
+        """D, from T = D + D (D + 1) / 2."""
+        return (math.isqrt(9 + 8 * total) - 3) // 2
+
+    def _parts(self, eta: Tensor) -> tuple[Tensor, Tensor]:
+        """Shift (..., D) and precision (..., D, D)."""
+        size = self.width(eta.shape[-1])
+        matrix = square(eta[..., size:], size)
+        eye = torch.eye(size, dtype=torch.bool, device=eta.device)
+        return eta[..., :size], torch.where(eye, -2 * matrix, -matrix)
+
+    def mean(self, eta: Tensor) -> Tensor:
+        shift, precision = self._parts(eta)
+        covariance = torch.cholesky_inverse(torch.linalg.cholesky(precision))
+        loc = (covariance @ shift.unsqueeze(-1)).squeeze(-1)
+        second = covariance + loc.unsqueeze(-1) * loc.unsqueeze(-2)
+        return torch.cat([loc, _packed(second)], -1)
+
+    def log_normalizer(self, eta: Tensor) -> Tensor:
+        shift, precision = self._parts(eta)
+        tril = torch.linalg.cholesky(precision)
+        white = torch.linalg.solve_triangular(tril, shift.unsqueeze(-1), upper=False).squeeze(-1)
+        log_det = tril.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+        return 0.5 * (white**2).sum(-1) - log_det + 0.5 * LOG_2PI * shift.shape[-1]
+
+    def statistics(self, value: Tensor) -> Tensor:
+        return torch.cat([value, _packed(value.unsqueeze(-1) * value.unsqueeze(-2))], -1)
+
+    def power(self, mu: Tensor, power: float) -> Tensor | None:
+        size = self.width(mu.shape[-1])
+        if power == 1.0:
+            return mu[..., :size]
+        return square(mu[..., size:], size).diagonal(dim1=-2, dim2=-1) if power == 2.0 else None
+
+    def covariance(self, mu: Tensor) -> Tensor:
+        size = self.width(mu.shape[-1])
+        loc = mu[..., :size]
+        return square(mu[..., size:], size) - loc.unsqueeze(-1) * loc.unsqueeze(-2)
+
+    def distribution(self, eta: Tensor) -> Any:
+        shift, precision = self._parts(eta)
+        loc = torch.cholesky_solve(shift.unsqueeze(-1), torch.linalg.cholesky(precision)).squeeze(-1)
+        return dist.MultivariateNormal(loc, precision_matrix=precision)
+
+    def proper(self, eta: Tensor) -> Tensor:
+        return torch.linalg.cholesky_ex(self._parts(eta)[1]).info == 0
+
+
+class GammaFactor(FactorFamily):
+    """t = (log x, x), eta = (shape - 1, -rate), against the measure dx."""
+
+    name = "Gamma"
+
+    def mean(self, eta: Tensor) -> Tensor:
+        shape, rate = eta[..., 0] + 1, -eta[..., 1]
+        return torch.stack([shape.digamma() - rate.log(), shape / rate], -1)
+
+    def log_normalizer(self, eta: Tensor) -> Tensor:
+        shape, rate = eta[..., 0] + 1, -eta[..., 1]
+        return shape.lgamma() - shape * rate.log()
+
+    def statistics(self, value: Tensor) -> Tensor:
+        return torch.stack([value.log(), value], -1)
+
+    def power(self, mu: Tensor, power: float) -> Tensor | None:
+        return mu[..., 1] if power == 1.0 else None
+
+    def log(self, mu: Tensor) -> Tensor:
+        return mu[..., 0]
+
+    def distribution(self, eta: Tensor) -> Any:
+        return dist.Gamma(eta[..., 0] + 1, -eta[..., 1])
+
+    def proper(self, eta: Tensor) -> Tensor:
+        return (eta[..., 0] > -1) & (eta[..., 1] < 0)
+
+
+class InverseGammaFactor(FactorFamily):
+    """t = (log x, 1 / x), eta = (-shape - 1, -rate), against the measure dx."""
+
+    name = "InverseGamma"
+
+    def mean(self, eta: Tensor) -> Tensor:
+        shape, rate = -eta[..., 0] - 1, -eta[..., 1]
+        return torch.stack([rate.log() - shape.digamma(), shape / rate], -1)
+
+    def log_normalizer(self, eta: Tensor) -> Tensor:
+        shape, rate = -eta[..., 0] - 1, -eta[..., 1]
+        return shape.lgamma() - shape * rate.log()
+
+    def statistics(self, value: Tensor) -> Tensor:
+        return torch.stack([value.log(), 1 / value], -1)
+
+    def power(self, mu: Tensor, power: float) -> Tensor | None:
+        return mu[..., 1] if power == -1.0 else None
+
+    def log(self, mu: Tensor) -> Tensor:
+        return mu[..., 0]
+
+    def distribution(self, eta: Tensor) -> Any:
+        return dist.InverseGamma(-eta[..., 0] - 1, -eta[..., 1])
+
+    def center(self, eta: Tensor) -> Tensor:
+        shape, rate = -eta[..., 0] - 1, -eta[..., 1]
+        return torch.where(shape > 1, rate / (shape - 1).clamp_min(1e-300), rate / (shape + 1))  # mean, or mode
+
+    def proper(self, eta: Tensor) -> Tensor:
+        return (eta[..., 0] < -1) & (eta[..., 1] < 0)
+
+
+class BetaFactor(FactorFamily):
+    """t = (log x, log(1 - x)), eta = (a - 1, b - 1), against the measure dx."""
+
+    name = "Beta"
+
+    def mean(self, eta: Tensor) -> Tensor:
+        both = eta + 1
+        return both.digamma() - both.sum(-1, keepdim=True).digamma()
+
+    def log_normalizer(self, eta: Tensor) -> Tensor:
+        both = eta + 1
+        return both.lgamma().sum(-1) - both.sum(-1).lgamma()
+
+    def statistics(self, value: Tensor) -> Tensor:
+        return torch.stack([value.log(), (-value).log1p()], -1)
+
+    def log(self, mu: Tensor) -> Tensor:
+        return mu[..., 0]
+
+    def log1m(self, mu: Tensor) -> Tensor:
+        return mu[..., 1]
+
+    def distribution(self, eta: Tensor) -> Any:
+        return dist.Beta(eta[..., 0] + 1, eta[..., 1] + 1)
+
+    def proper(self, eta: Tensor) -> Tensor:
+        return (eta > -1).all(-1)
+
+
+class DirichletFactor(FactorFamily):
+    """t = log x, eta = concentration - 1, against the measure dx."""
+
+    name = "Dirichlet"
+    event_dim = 1
+
+    def size(self, event: torch.Size) -> int:
+        return event[0]
+
+    def mean(self, eta: Tensor) -> Tensor:
+        concentration = eta + 1
+        return concentration.digamma() - concentration.sum(-1, keepdim=True).digamma()
+
+    def log_normalizer(self, eta: Tensor) -> Tensor:
+        concentration = eta + 1
+        return concentration.lgamma().sum(-1) - concentration.sum(-1).lgamma()
+
+    def statistics(self, value: Tensor) -> Tensor:
+        return value.log()
+
+    def log(self, mu: Tensor) -> Tensor:
+        return mu
+
+    def distribution(self, eta: Tensor) -> Any:
+        return dist.Dirichlet(eta + 1)
+
+    def proper(self, eta: Tensor) -> Tensor:
+        return (eta > -1).all(-1)
+
+
+class WishartFactor(FactorFamily):
+    """t = (log det X, the lower triangle of X), eta = ((df - D - 1) / 2, -V^-1 / 2 with pairs counted twice)."""
+
+    name = "Wishart"
+    event_dim = 2
+
+    def size(self, event: torch.Size) -> int:
+        return 1 + event[0] * (event[0] + 1) // 2
+
+    def _parts(self, eta: Tensor) -> tuple[Tensor, Tensor]:
+        """Degrees of freedom (...) and the inverse of the scale matrix (..., D, D)."""
+        size = (math.isqrt(8 * (eta.shape[-1] - 1) + 1) - 1) // 2
+        matrix = square(eta[..., 1:], size)
+        eye = torch.eye(size, dtype=torch.bool, device=eta.device)
+        return 2 * eta[..., 0] + size + 1, torch.where(eye, -2 * matrix, -matrix)
+
+    def mean(self, eta: Tensor) -> Tensor:
+        df, inverse = self._parts(eta)
+        size = inverse.shape[-1]
+        tril = torch.linalg.cholesky(inverse)
+        log_det = -2 * tril.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+        log_det = log_det + _multi_digamma(df / 2, size)
+        log_det = log_det + size * math.log(2)
+        return torch.cat([log_det.unsqueeze(-1), _packed(df[..., None, None] * torch.cholesky_inverse(tril))], -1)
+
+    def log_normalizer(self, eta: Tensor) -> Tensor:
+        df, inverse = self._parts(eta)
+        size = inverse.shape[-1]
+        log_det = 2 * torch.linalg.cholesky(inverse).diagonal(dim1=-2, dim2=-1).log().sum(-1)
+        return 0.5 * df * (size * math.log(2) - log_det) + torch.special.multigammaln(df / 2, size)
+
+    def statistics(self, value: Tensor) -> Tensor:
+        log_det = 2 * torch.linalg.cholesky(value).diagonal(dim1=-2, dim2=-1).log().sum(-1)
+        return torch.cat([log_det.unsqueeze(-1), _packed(value)], -1)
+
+    def power(self, mu: Tensor, power: float) -> Tensor | None:
+        size = (math.isqrt(8 * (mu.shape[-1] - 1) + 1) - 1) // 2
+        return square(mu[..., 1:], size) if power == 1.0 else None
+
+    def log_det(self, mu: Tensor) -> Tensor:
+        return mu[..., 0]
+
+    def distribution(self, eta: Tensor) -> Any:
+        df, inverse = self._parts(eta)
+        return dist.Wishart(df, precision_matrix=inverse)
+
+    def proper(self, eta: Tensor) -> Tensor:
+        df, inverse = self._parts(eta)
+        return (torch.linalg.cholesky_ex(inverse).info == 0) & (df > inverse.shape[-1] - 1)
+
+
+def _multi_digamma(value: Tensor, size: int) -> Tensor:
+    steps = torch.arange(size, dtype=value.dtype, device=value.device)
+    return (value.unsqueeze(-1) - 0.5 * steps).digamma().sum(-1)
+
+
+def _packed(matrix: Tensor) -> Tensor:
+    """The lower triangle (..., D (D + 1) / 2) of matrices."""
+    rows, cols = torch.tril_indices(matrix.shape[-1], matrix.shape[-1], device=matrix.device)
+    return matrix[..., rows, cols]
+
+
+@singledispatch
+def factor_family(fn: object) -> FactorFamily | None:
+    """The family that is conjugate to itself as a prior of this class; None where there is none."""
+    return None
+
+
+for _cls, _family in {
+    dist.Normal: NormalFactor(),
+    dist.MultivariateNormal: MultivariateNormalFactor(),
+    dist.Gamma: GammaFactor(),
+    dist.InverseGamma: InverseGammaFactor(),
+    dist.Beta: BetaFactor(),
+    dist.Dirichlet: DirichletFactor(),
+    dist.Wishart: WishartFactor(),
+}.items():
+    factor_family.register(_cls, lambda fn, _family=_family: _family)

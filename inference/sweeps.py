@@ -1,0 +1,113 @@
+"""One sweep of coordinate ascent over a mean field: the latents of rows, every factor in turn, then the params."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributions import transform_to
+
+from .climb import lbfgs
+from .conjugate import MeanField
+from .errors import ModelError
+from .estep import Expectations, expectations
+from .factors import Point
+from .newton import ROUNDING
+from .sites import Params
+from .sources import Means
+
+
+@dataclass(frozen=True)
+class Sweeps:
+    """Algorithm 1 of coordinate ascent (Blei et al. 2017), as `runner.Steps`.
+
+    A state holds the natural parameters (R, *B, T) of every factor, and the params (R, *shape).
+    """
+
+    field: MeanField
+    weights: Tensor | None
+    m_steps: int
+    workers: int
+
+    @property
+    def params(self) -> list[str]:
+        """What is learned as a point."""
+        return [name for name, family in self.field.families.items() if isinstance(family, Point)]
+
+    @property
+    def together(self) -> bool:
+        return not self.params
+
+    def expect(self, means: Means) -> Expectations:
+        """The latents of rows, given the factors: an E-step under expected natural parameters."""
+        with torch.no_grad():
+            return expectations(self.field.program, self.field.moments(means), self.weights, self.workers)
+
+    def first(self, values: Params) -> Params:
+        """The state after a sweep from factors that stand at points."""
+        means = self.field.starts(values)
+        return self.sweep(means, self.expect(means))
+
+    def bounds(self, state: Params) -> tuple[list[float], Any]:
+        """The evidence lower bound, exactly, (R,)."""
+        try:
+            with torch.no_grad():
+                means = self.field.means(state)
+                stats = self.expect(means)
+                return (stats.log_prob - self.field.cost(state, means)).tolist(), stats
+        except torch.linalg.LinAlgError:
+            if len(next(iter(state.values()))) > 1:
+                raise
+            return [float("nan")], None
+
+    def improve(self, state: Params, expected: Any) -> Params:
+        with torch.no_grad():
+            return self.sweep(self.field.means(state), expected)
+
+    def degenerate(self, state: Params) -> bool:
+        return False
+
+    def sweep(self, means: Means, stats: Expectations) -> Params:
+        """Every factor in the order of the model, then the params."""
+        means = dict(means)
+        state: Params = {}
+        for name, family in self.field.families.items():
+            if not isinstance(family, Point):
+                state[name] = self.field.update(name, means, stats)
+                self.check(name, state[name])
+                means[name] = family.mean(state[name])
+        if self.params:
+            state |= self.learn(means, stats)
+        return {name: state[name] for name in self.field.families}
+
+    def learn(self, means: Means, stats: Expectations) -> Params:
+        """An M-step of the params: L-BFGS up the expected log density, of one restart."""
+        structure = self.field.program.structure
+        names = self.params
+        transforms = {name: transform_to(structure.params[name].constraint) for name in names}
+        sites = frozenset().union(*(self.field.touching(name) for name in names))
+
+        def objective(free: dict[str, Tensor]) -> Tensor:
+            now = {**means, **{name: transforms[name](value) for name, value in free.items()}}
+            return self.field.log_prob(now, stats, sites).sum()
+
+        free = {name: transforms[name].inv(means[name]).detach().clone() for name in names}
+        with torch.enable_grad():
+            before = objective(free).detach()
+            reached = lbfgs(free, objective, self.m_steps)
+        gain = reached.value - before
+        if not torch.isfinite(gain) or gain < -ROUNDING * before.abs():
+            return {name: means[name] for name in names}
+        return {name: transforms[name](value) for name, value in reached.free.items()}
+
+    def check(self, name: str, eta: Tensor) -> None:
+        """A factor that is no distribution cannot be: a prior is improper, or a site is not what it seems."""
+        if bool(eta.isnan().any()):  # the bound says so, and the restart is given up
+            return
+        if not bool(self.field.families[name].proper(eta).all()):
+            raise ModelError(
+                f"cavi: the optimal factor of '{name}' is no {self.field.families[name].name} distribution: look at "
+                f'the arguments of its prior (each must be in its support), or use inference="svi"'
+            )
