@@ -4,9 +4,11 @@ from importlib.metadata import PackageNotFoundError, version
 
 # absolute imports: pytest runs this file a second time under the folder's name, and must not load the library twice
 from latentzoo import models, zoo
+from latentzoo.inference.cavi import cavi
 from latentzoo.inference.em import em
 from latentzoo.inference.fit import Fit
 from latentzoo.inference.pair import Pair
+from latentzoo.inference.svi import svi
 from latentzoo.models.registry import register
 
 try:
@@ -14,4 +16,4 @@ try:
 except PackageNotFoundError:  # run from a checkout that was never installed
     __version__ = "0.0.0"
 
-__all__ = ["Fit", "Pair", "__version__", "em", "models", "register", "zoo"]
+__all__ = ["Fit", "Pair", "__version__", "cavi", "em", "models", "register", "svi", "zoo"]

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from .inference.begin import pick
+from .inference.cavi import cavi
+from .inference.data import adapt
 from .inference.em import em
 from .inference.errors import OptionError
 from .inference.fit import Fit
@@ -19,7 +21,7 @@ from .inference.svi import svi
 from .models.registry import ENTRIES, Card, RegistryError, entry, register
 
 Driver = Callable[..., Fit]
-DRIVERS: dict[str, Driver] = {"em": em, "svi": svi}
+DRIVERS: dict[str, Driver] = {"em": em, "cavi": cavi, "svi": svi}
 
 
 def list_models(family: str | None = None, inference: str | None = None) -> list[str]:
@@ -83,6 +85,8 @@ def fit(pair: str | Pair, data: Any, inference: str = "auto", **options: Any) ->
         pair = create(pair, **own)
     if not isinstance(pair, Pair):
         raise OptionError(f"fit: met a {type(pair).__name__}, expected the name of a model or a Pair(model, guide)")
+    if inference == "auto":
+        data = adapt(data, by=pair.by)
     name, reason = resolve(pair, inference, data)
     _check_options(name, options, pair)
     return DRIVERS[name](pair, data, **options).because(reason)
@@ -91,7 +95,8 @@ def fit(pair: str | Pair, data: Any, inference: str = "auto", **options: Any) ->
 def resolve(pair: Pair, inference: str, data: Any = None) -> tuple[str, str]:
     """The name of the driver that fits a pair (to data, where they are at hand), and why, where "auto" picked it."""
     if inference == "auto":
-        return pick(pair, data)
+        known = ENTRIES.get(pair.origin.name) if pair.origin else None
+        return pick(pair, data, known.card.inference if known else ())
     _require(inference, ["auto", *DRIVERS])
     return inference, ""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -9,7 +10,9 @@ import torch
 from torch import Tensor
 
 from .checks import check_device
+from .conjugate import mean_field
 from .data import Dataset, adapt, map_tensors
+from .errors import ModelError
 from .fit import in_double
 from .pair import Pair, on_table
 from .program import Program
@@ -18,6 +21,11 @@ from .starts import jitter, starting_values
 from .structure import engine_state, read
 
 COST_OF_SVI = "SVI took 10 times as long to the same maximum on iris"  # measured in tutorial 4
+REASONS = {
+    "em": f"auto: every latent of a row can be summed out, so EM is exact; {COST_OF_SVI}",
+    "cavi": "auto: the latents that rows share have conjugate priors, so coordinate ascent follows from the model",
+    "svi": "auto: the model has no closed form, so its bound is climbed by gradient",
+}
 
 
 def take_in(pair: Pair, data: Any, device: Any) -> tuple[Pair, Dataset, torch.device]:
@@ -29,18 +37,33 @@ def take_in(pair: Pair, data: Any, device: Any) -> tuple[Pair, Dataset, torch.de
     return on_table(pair, dataset.schema), dataset, device_of(dataset.values)
 
 
-def pick(pair: Pair, data: Any = None) -> tuple[str, str]:
-    """The driver that suits a pair, and why: EM wherever it is exact."""
+def pick(pair: Pair, data: Any = None, fits: Sequence[str] = ()) -> tuple[str, str]:
+    """The driver that suits a pair, and why: EM wherever it is exact, CAVI where the posterior of shared latents is
+    wanted and conjugate.
+
+    Parameters
+    ----------
+    fits : sequence of str
+        Of a registered model: the drivers that fit it, best first.
+    """
     if pair.guide is not None:
         return "svi", "auto: the pair brings a guide of its own"
-    if pair.origin is None and data is not None:
+    if fits:
+        return fits[0], REASONS[fits[0]]
+    if data is not None:
         bound, dataset, home = take_in(pair, data, None)
         with engine_state(0, home):
             structure = read(bound.model, dataset.values)
-        if structure.continuous:
-            name = structure.continuous[0]
-            return "svi", f"auto: latent '{name}' of each row is continuous, and cannot be summed out"
-    return "em", f"auto: every latent of a row can be summed out, so EM is exact; {COST_OF_SVI}"
+            if structure.continuous:
+                name = structure.continuous[0]
+                return "svi", f"auto: latent '{name}' of each row is continuous, and cannot be summed out"
+            if any(param.prior is not None for param in structure.params.values()):
+                try:
+                    mean_field(bound.model, dataset.values, structure)
+                except ModelError:
+                    return "em", REASONS["em"]
+                return "cavi", REASONS["cavi"]
+    return "em", REASONS["em"]
 
 
 def first_starts(

@@ -15,6 +15,7 @@ from .conjugate import MeanField, mean_field
 from .data import num_rows
 from .errors import warn
 from .estep import one_thread
+from .factor_guide import GUIDE
 from .factors import Point
 from .fit import Fit, finish
 from .labels import label_cells
@@ -25,8 +26,6 @@ from .runner import Runner
 from .sites import Params
 from .structure import engine_state, read
 from .sweeps import Sweeps
-
-GUIDE = "conjugate"  # the name of the guide of such fits
 
 
 def cavi(

@@ -74,7 +74,7 @@ class MeanField:
     def moments(self, means: Means, sites: Collection[str] | None = None) -> Params:
         """Everything that arguments are gathered from, (R, cells); of some sites."""
         return {
-            key: expected(one.source, one.moment, means, self.families).flatten(1)
+            key: _flat(expected(one.source, one.moment, means, self.families))
             for key, one in self.wanted.items()
             if sites is None or one.site in sites
         }
@@ -147,7 +147,11 @@ class MeanField:
 
 def _each(terms: Tensor) -> Tensor:
     """Summed over all but the restarts, (R,)."""
-    return terms.reshape(len(terms), -1).sum(1)
+    return _flat(terms).sum(1)
+
+
+def _flat(tensor: Tensor) -> Tensor:
+    return tensor.reshape(len(tensor), -1)
 
 
 def mean_field(model: Any, data: Any, structure: Structure) -> MeanField:
@@ -269,8 +273,8 @@ def _add(
         wide = {"covariance": (*event, *event), "log_det": ()}.get(moment, tuple(event))
         size = torch.Size(wide).numel()
         index = inverse.unsqueeze(-1) * size + torch.arange(size, device=inverse.device)
-        index = index.reshape(*inverse.shape, *wide)
-        value = expected(source, moment, values, points).flatten(1)[0][index]
+        index = index.reshape((*inverse.shape, *wide))
+        value = _flat(expected(source, moment, values, points))[0][index]
         label = f"{name}.{key}|{moment}"
         if source.names:
             wanted[label] = Moment(name, key, source, moment)

@@ -21,6 +21,7 @@ from .data import DataError, Dataset
 from .derived import Moments
 from .draws import latent_draws
 from .errors import ConvergenceWarning
+from .factor_guide import GUIDE, FactorGuide, factor_guide
 from .free import Parts
 from .guide_of import NormalGuide, Sampler, derive
 from .guides import SHAPES
@@ -63,6 +64,8 @@ def guided_on(fit: Any, dataset: Dataset) -> Guided:
         values = {**learned, **{name.removeprefix("value/"): value for name, value in fit.guide_parts.items()}}
         own, _ = own_guide(fit.pair.guide, dataset.values, structure, lambda free: values, values)
         return Guided(program, replace(own, params={}), {}, point)
+    if fit.guide == GUIDE:
+        return Guided(program, factor_guide(fit, dataset.values, structure), {}, point)
     sampler, _, _ = derive(structure, SHAPES[fit.guide], fit.params)
     free = dict(fit.guide_parts)
     known = fit.data is not None and dataset.values is fit.data.values
@@ -129,9 +132,13 @@ def importance(guided: Guided, num: int, values: Params | None = None) -> Tensor
 
 
 def latents(fit: Any, dataset: Dataset) -> dict[str, Tensor | Moments]:
-    """Probabilities of discrete latents of a row, averaged over draws; moments of continuous ones."""
+    """Probabilities of discrete latents of a row, averaged over draws (of a mean field: their factor); moments of
+    continuous ones.
+    """
     with engine_state(fit.seed), torch.no_grad():
         guided = guided_on(fit, dataset)
+        if isinstance(guided.sampler, FactorGuide):
+            return dict(guided.sampler.marginals())
         probs: dict[str, Tensor] = {}
         total: dict[str, tuple[Tensor, Tensor]] = {}
         num = ROW_DRAWS if guided.per_row else SHARED_DRAWS
@@ -188,6 +195,8 @@ def factor(fit: Any, site: str, dataset: Dataset) -> Any:
         if isinstance(sampler, OwnGuide):
             with torch.no_grad():
                 return sampler.sites(guided.free, dataset.values)[site]["fn"]
+        if isinstance(sampler, FactorGuide):
+            return sampler.factor(site)
         assert isinstance(sampler, NormalGuide)
         for prefix, blocks in (("shared/", sampler.blocks), ("local/", sampler.row_blocks)):
             start = 0

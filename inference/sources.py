@@ -69,7 +69,7 @@ def _power(source: Source, leaf: Leaf, power: float, means: Means, families: Fam
     found = family.power(means[leaf.name], leaf.power * power)
     if found is None:
         raise _refuse(source, leaf, family, f"the expected power {leaf.power * power:g}")
-    return found.flatten(1)[:, leaf.cells]
+    return found.reshape(len(found), -1)[:, leaf.cells]
 
 
 def _product(source: Source, term: Term, power: float, means: Means, families: Families) -> Tensor:
@@ -121,7 +121,7 @@ def _log(source: Source, means: Means, families: Families) -> Tensor:
         found = families[leaf.name].log(means[leaf.name])
         if found is None:
             raise _refuse(source, leaf, families[leaf.name], "the expected logarithm")
-        out = out + leaf.power * found.flatten(1)[:, leaf.cells]
+        out = out + leaf.power * found.reshape(len(found), -1)[:, leaf.cells]
     return out
 
 
@@ -133,7 +133,7 @@ def _log1m(source: Source, means: Means, families: Families) -> Tensor:
     found = families[leaf.name].log1m(means[leaf.name])
     if found is None or others or leaf.power != 1.0 or bool((term.coef != 1).any()):
         raise _refuse(source, leaf, families[leaf.name], "the expected logarithm of one minus it")
-    return found.flatten(1)[:, leaf.cells]
+    return found.reshape(len(found), -1)[:, leaf.cells]
 
 
 def _value(source: Source, means: Means, families: Families) -> Tensor:
@@ -156,7 +156,7 @@ def _covariance(source: Source, means: Means, families: Families) -> Tensor:
             raise _refuse(source, leaf, families[leaf.name], "the covariance of a vector")
         size = source.event[0]
         of = torch.div(leaf.cells[:, 0], size, rounding_mode="floor")
-        out = out + found.flatten(1, -3)[:, of] * term.coef.unsqueeze(-1) * term.coef.unsqueeze(-2)
+        out = out + found.reshape(len(found), -1, size, size)[:, of] * term.coef.unsqueeze(-1) * term.coef.unsqueeze(-2)
     return out
 
 
@@ -170,7 +170,7 @@ def _log_det(source: Source, means: Means, families: Families) -> Tensor:
         raise _refuse(source, leaf, families[leaf.name], "the expected log determinant")
     size = source.event[0]
     of = torch.div(leaf.cells[:, 0], size**2, rounding_mode="floor")
-    return found.flatten(1)[:, of] + size * term.coef[:, 0].log()
+    return found.reshape(len(found), -1)[:, of] + size * term.coef[:, 0].log()
 
 
 def _listed(source: Source) -> str:

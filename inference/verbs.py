@@ -90,7 +90,9 @@ def summary(fit: Any) -> str:
     lines = [
         f"{name}({options}) on {rows}, by {fit.inference}" + (f" ({fit.reason})" if fit.reason else ""),
         f"  {state}; {len(fit.mode_map.bounds)} start(s), {len(fit.mode_map)} distinct optimum/optima",
-        f"  log-likelihood {fit.log_likelihood:.4f}   parameters {fit.num_parameters}   "
+        f"  evidence lower bound {fit.history[-1]:.4f}   log-likelihood at the centre {fit.log_likelihood:.4f}"
+        if fit.guide
+        else f"  log-likelihood {fit.log_likelihood:.4f}   parameters {fit.num_parameters}   "
         f"AIC {fit.aic:.2f}   BIC {fit.bic:.2f}   ICL {fit.icl:.2f}",
         "",
     ]
