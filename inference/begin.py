@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from .checks import check_device
-from .conjugate import mean_field
 from .data import Dataset, adapt, map_tensors
+from .derivation import mean_field
 from .errors import ModelError
 from .fit import in_double
 from .pair import Pair, on_table

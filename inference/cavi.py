@@ -11,8 +11,9 @@ from torch import Tensor
 from .begin import first_starts, take_in
 from .checks import check_counts, check_options, check_seed, check_values, row_weights
 from .compiler import compile_program
-from .conjugate import MeanField, mean_field
+from .conjugate import MeanField
 from .data import num_rows
+from .derivation import mean_field
 from .errors import warn
 from .estep import one_thread
 from .factor_guide import GUIDE

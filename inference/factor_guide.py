@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from .conjugate import MeanField, mean_field
+from .conjugate import MeanField
+from .derivation import mean_field
 from .factors import Point
 from .free import Parts
 from .guide_of import Sampled
@@ -31,10 +32,11 @@ class FactorGuide:
         Latent -> natural parameters (1, *B, T); param -> value (1, *shape).
     """
 
+    noisy: ClassVar[bool] = True
+    shared: ClassVar[bool] = True
+
     field: MeanField
     state: Parts
-    noisy: bool = field(default=True, init=False)
-    shared: bool = field(default=True, init=False)
 
     def draw(self, free: Parts, program: Program, rows: Tensor | None, num: int, density: bool = True) -> Sampled:
         """Draws of every factor; its log density at them where that is asked for."""

@@ -25,9 +25,14 @@ class Source(NamedTuple):
     form: Form  # tensors (U, E)
 
     @property
+    def uses(self) -> list[str]:
+        """Every latent and param in it, as often as it is met."""
+        return [leaf.name for term in self.form.terms for leaf in term.leaves]
+
+    @property
     def names(self) -> frozenset[str]:
         """Every latent and param in it."""
-        return frozenset(leaf.name for term in self.form.terms for leaf in term.leaves)
+        return frozenset(self.uses)
 
 
 def distinct(where: str, form: Form, event: torch.Size) -> tuple[Source, Tensor]:
