@@ -27,6 +27,7 @@ from .runner import Runner
 from .sites import Params
 from .structure import engine_state, read
 from .sweeps import Sweeps
+from .symbols import plain as plain_values
 
 
 def cavi(
@@ -101,7 +102,11 @@ def cavi(
         plain = compile_program(pair.model, dataset.values, structure)
         generator = torch.Generator().manual_seed(seed)
         starts = first_starts(pair, dataset.values, plain, restarts, generator, start)
-        with one_thread() as workers:
+        lead = max((len(value) for value in starts.values()), default=1)
+        for name in structure.continuous:  # updated first, so that their own start is never used
+            value = plain_values(structure.trace.nodes[name]["value"]).double()
+            starts[name] = value.expand(lead, *value.shape)
+        with one_thread(when=not field.bilinear) as workers:
             sweeps = Sweeps(field, share, m_steps, workers)
             runner = Runner(sweeps, Stop(tol), max_iters, "cavi")
             found, failed = runner.all(_begin(sweeps, starts), progress)
@@ -119,7 +124,7 @@ def cavi(
             seed=seed,
             weights=weights,
             guide=GUIDE,
-            guide_parts={n: eta for n, eta in state.items() if not isinstance(field.families[n], Point)},
+            guide_parts={n: eta for n, eta in state.items() if n in field.priors and n in structure.params},
         )
     if tol > 0 and not fit.converged:
         warn(f"cavi: stopped after {len(fit.history) - 1} sweeps before the tolerance was met: raise max_iters or tol")
@@ -138,14 +143,17 @@ def _begin(sweeps: Sweeps, starts: Params) -> Params:
 def _centred(field: MeanField, one: Outcome, starts: Params) -> Outcome:
     """An outcome by the means of its factors."""
     params = centers(field, one.params)
-    return replace(one, params=params, start={name: value[0] for name, value in starts.items()})
+    return replace(one, params=params, start={name: starts[name][0] for name in params})
 
 
 def centers(field: MeanField, state: Params) -> Params:
     """The mean of each factor, and params as they are."""
     out = {}
+    structure = field.program.structure
     for name, value in state.items():
+        if name not in structure.params:  # of a row: found again from the shared ones
+            continue
         family = field.families[name]
         center = value if isinstance(family, Point) else family.center(value.unsqueeze(0)).squeeze(0)
-        out[name] = center.reshape(field.program.structure.params[name].value.shape)
+        out[name] = center.reshape(structure.params[name].value.shape)
     return out

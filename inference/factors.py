@@ -123,10 +123,13 @@ class NormalFactor(FactorFamily):
 
 
 class MultivariateNormalFactor(FactorFamily):
-    """t = (x, the products x_i x_j of the lower triangle)."""
+    """t = (x, the products x_i x_j of the lower triangle), of vectors that lie along one dim of the values."""
 
     name = "MultivariateNormal"
     event_dim = 1
+
+    def __init__(self, axis: int = -1) -> None:
+        self.axis = axis  # negative, of the values: where the vectors lie
 
     def size(self, event: torch.Size) -> int:
         return event[0] + event[0] * (event[0] + 1) // 2
@@ -145,26 +148,33 @@ class MultivariateNormalFactor(FactorFamily):
 
     def mean(self, eta: Tensor) -> Tensor:
         shift, precision = self._parts(eta)
-        covariance = torch.cholesky_inverse(torch.linalg.cholesky(precision))
+        covariance = torch.cholesky_inverse(torch.linalg.cholesky(_once(precision))).expand_as(precision)
         loc = (covariance @ shift.unsqueeze(-1)).squeeze(-1)
         second = covariance + loc.unsqueeze(-1) * loc.unsqueeze(-2)
         return torch.cat([loc, _packed(second)], -1)
 
     def log_normalizer(self, eta: Tensor) -> Tensor:
         shift, precision = self._parts(eta)
-        tril = torch.linalg.cholesky(precision)
+        tril = torch.linalg.cholesky(_once(precision)).expand_as(precision)
         white = torch.linalg.solve_triangular(tril, shift.unsqueeze(-1), upper=False).squeeze(-1)
         log_det = tril.diagonal(dim1=-2, dim2=-1).log().sum(-1)
         return 0.5 * (white**2).sum(-1) - log_det + 0.5 * LOG_2PI * shift.shape[-1]
 
     def statistics(self, value: Tensor) -> Tensor:
+        value = value.movedim(self.axis, -1)
         return torch.cat([value, _packed(value.unsqueeze(-1) * value.unsqueeze(-2))], -1)
 
     def power(self, mu: Tensor, power: float) -> Tensor | None:
         size = self.width(mu.shape[-1])
         if power == 1.0:
-            return mu[..., :size]
-        return square(mu[..., size:], size).diagonal(dim1=-2, dim2=-1) if power == 2.0 else None
+            return mu[..., :size].movedim(-1, self.axis)
+        if power != 2.0:
+            return None
+        return square(mu[..., size:], size).diagonal(dim1=-2, dim2=-1).movedim(-1, self.axis)
+
+    def center(self, eta: Tensor) -> Tensor:
+        value: Tensor = self.distribution(eta).mean
+        return value.movedim(-1, self.axis)
 
     def covariance(self, mu: Tensor) -> Tensor:
         size = self.width(mu.shape[-1])
@@ -177,7 +187,7 @@ class MultivariateNormalFactor(FactorFamily):
         return dist.MultivariateNormal(loc, precision_matrix=precision)
 
     def proper(self, eta: Tensor) -> Tensor:
-        return torch.linalg.cholesky_ex(self._parts(eta)[1]).info == 0
+        return torch.linalg.cholesky_ex(_once(self._parts(eta)[1])).info == 0
 
 
 class GammaFactor(FactorFamily):
@@ -355,6 +365,12 @@ class WishartFactor(FactorFamily):
 def _multi_digamma(value: Tensor, size: int) -> Tensor:
     steps = torch.arange(size, dtype=value.dtype, device=value.device)
     return (value.unsqueeze(-1) - 0.5 * steps).digamma().sum(-1)
+
+
+def _once(matrices: Tensor) -> Tensor:
+    """One of some matrices (..., D, D) that are all the same, as those of complete rows are; otherwise all."""
+    first = matrices[(slice(0, 1),) * (matrices.dim() - 2)]
+    return first if bool((matrices == first).all()) else matrices
 
 
 def _packed(matrix: Tensor) -> Tensor:

@@ -38,12 +38,15 @@ class Sweeps:
 
     @property
     def together(self) -> bool:
-        return not self.params
+        return not self.params and not self.field.bilinear
 
     def expect(self, means: Means) -> Expectations:
         """The latents of rows, given the factors: an E-step under expected natural parameters."""
+        program = self.field.program
+        if not program.products and not program.latents:
+            return Expectations(torch.zeros(1, dtype=torch.float64), {}, {})
         with torch.no_grad():
-            return expectations(self.field.program, self.field.moments(means), self.weights, self.workers)
+            return expectations(program, self.field.moments(means), self.weights, self.workers)
 
     def first(self, values: Params) -> Params:
         """The state after a sweep from factors that stand at points."""
@@ -56,7 +59,8 @@ class Sweeps:
             with torch.no_grad():
                 means = self.field.means(state)
                 stats = self.expect(means)
-                return (stats.log_prob - self.field.cost(state, means)).tolist(), stats
+                bound = stats.log_prob + self.field.products(means) - self.field.cost(state, means)
+                return bound.tolist(), stats
         except torch.linalg.LinAlgError:
             if len(next(iter(state.values()))) > 1:
                 raise
