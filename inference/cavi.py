@@ -25,7 +25,8 @@ from .modes import Outcome, map_modes, rank
 from .pair import Pair
 from .runner import Runner
 from .sites import Params
-from .structure import engine_state, read
+from .starts import jitter
+from .structure import Structure, engine_state, read
 from .sweeps import Sweeps
 from .symbols import plain as plain_values
 
@@ -102,6 +103,8 @@ def cavi(
         plain = compile_program(pair.model, dataset.values, structure)
         generator = torch.Generator().manual_seed(seed)
         starts = first_starts(pair, dataset.values, plain, restarts, generator, start)
+        if field.bilinear and pair.initialize is None and start is None:  # at its prior mean a product stays there
+            starts = jittered(starts, structure, generator)
         lead = max((len(value) for value in starts.values()), default=1)
         for name in structure.continuous:  # updated first, so that their own start is never used
             value = plain_values(structure.trace.nodes[name]["value"]).double()
@@ -118,7 +121,7 @@ def cavi(
             dataset,
             plain,
             best,
-            map_modes(outcomes, label_cells(plain), failed),
+            map_modes(outcomes, {} if field.bilinear else label_cells(plain), failed),
             share,
             inference="cavi",
             seed=seed,
@@ -129,6 +132,13 @@ def cavi(
     if tol > 0 and not fit.converged:
         warn(f"cavi: stopped after {len(fit.history) - 1} sweeps before the tolerance was met: raise max_iters or tol")
     return fit
+
+
+def jittered(starts: Params, structure: Structure, generator: torch.Generator) -> Params:
+    """Every start moved a little at random."""
+    lead = max(len(value) for value in starts.values())
+    each = [jitter({name: value[r] for name, value in starts.items()}, structure, generator) for r in range(lead)]
+    return {name: torch.stack([one[name] for one in each]) for name in starts}
 
 
 def _begin(sweeps: Sweeps, starts: Params) -> Params:

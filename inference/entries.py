@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -52,9 +52,9 @@ def in_vectors(
         parts: list[list[Part]] = [[], []]
         for place, side in enumerate((one.left, one.right)):
             for part in side:
-                if part.name is not None and not isinstance(families[part.name], Point):
-                    part, family = _vectors(site, part, families[part.name], values[part.name])
-                    out[part.name] = family
+                name = part.name
+                if name is not None and not isinstance(families[name], Point):
+                    part, out[name] = _vectors(site, part, families[name], values[name])
                 parts[place].append(part)
         sites[site] = replace(one, left=tuple(parts[0]), right=tuple(parts[1]))
     return out, sites
@@ -226,30 +226,34 @@ def _part(name: str, found: tuple[Factor, Tensor], families: Mapping[str, Factor
 
 
 def _compiled(
-    name: str, left: tuple[Part, ...], right: tuple[Part, ...], sides: Sides, entries: Tensor, table, scale: Form
+    name: str,
+    left: tuple[Part, ...],
+    right: tuple[Part, ...],
+    sides: Sides,
+    entries: Tensor,
+    table: Callable[[Tensor], Tensor],
+    scale: Form,
 ) -> Bilinear:
     spread = scale.map(lambda tensor: table(tensor).squeeze(-1))
     sizes = (max(t.shape[0] for t in _tensors(spread)), max(t.shape[1] for t in _tensors(spread)))
     where = f"site '{name}', argument 'scale'"
-    shape = (len(sides.first_left), len(sides.first_right))
-    if sides.left is not None:
-        if sizes != (1, 1):
-            raise ModelError(f"cavi: {where} differs from row to row: give one for all, or {WAY_OUT}")
-        y = entries.flatten()
-        seen = ~y.isnan()
-        place = (sides.left[seen].numpy(), sides.right[seen].numpy())
-        values, ones = (_sparse(v, place, shape) for v in (y[seen], torch.ones_like(y[seen])))
-        squares, counts = (y[seen] ** 2).sum().reshape(1), seen.sum().double().reshape(1)
-        return Bilinear(name, left, right, values, ones, squares, counts, "", _source(where, spread))
-    if sizes[0] > 1 and sizes[1] > 1:
-        raise ModelError(f"cavi: {where} differs over rows and columns: let it differ over one of them, or {WAY_OUT}")
-    kind = "left" if sizes[0] > 1 else "right" if sizes[1] > 1 else ""
+    if (sides.left is not None and sizes != (1, 1)) or (sizes[0] > 1 and sizes[1] > 1):
+        over = "row to row" if sides.left is not None else "entry to entry"
+        raise ModelError(f"cavi: {where} differs from {over}: let it be one number, or {WAY_OUT}")
+    source = _source(where, spread)
     seen = ~entries.isnan()
-    values = entries.nan_to_num(nan=0.0)
-    axes = {"left": 1, "right": 0}.get(kind)
-    squares, counts = (t.sum().reshape(1) if axes is None else t.sum(axes) for t in (values**2, seen.double()))
-    mask = None if bool(seen.all()) else seen.double()
-    return Bilinear(name, left, right, values, mask, squares, counts, kind, _source(where, spread))
+    if sides.left is not None:
+        assert sides.right is not None
+        at = seen.flatten()
+        y = entries.flatten()[at]
+        place, shape = (sides.left[at], sides.right[at]), (len(sides.first_left), len(sides.first_right))
+        values, ones = _sparse(y, place, shape), _sparse(torch.ones_like(y), place, shape)
+        return Bilinear(left, right, values, ones, (y**2).sum().reshape(1), at.sum().double().reshape(1), "", source)
+    kind = "left" if sizes[0] > 1 else "right" if sizes[1] > 1 else ""
+    filled, ones_at = entries.nan_to_num(nan=0.0), seen.double()
+    over_all = [0, 1] if not kind else [1] if kind == "left" else [0]
+    squares, counts = (t.sum(over_all).reshape(-1) for t in (filled**2, ones_at))
+    return Bilinear(left, right, filled, None if bool(seen.all()) else ones_at, squares, counts, kind, source)
 
 
 def _tensors(form: Form) -> list[Tensor]:
@@ -261,6 +265,6 @@ def _source(where: str, form: Form) -> Source:
     return Source(where, (), form.map(lambda tensor: tensor.expand(shape).reshape(-1, 1)))
 
 
-def _sparse(values: Tensor, place: tuple, shape: tuple[int, int]) -> Sparse:
-    found = csr_matrix((values.numpy(), place), shape)  # repeated entries add up
+def _sparse(values: Tensor, place: tuple[Tensor, Tensor], shape: tuple[int, int]) -> Sparse:
+    found = csr_matrix((values.numpy(), (place[0].numpy(), place[1].numpy())), shape)  # repeated entries add up
     return Sparse(by_rows(found, values.device), by_rows(found.T.tocsr(), values.device))

@@ -68,10 +68,13 @@ class FactorFamily:
         """Whether eta is that of a distribution, (R, *B) of bool."""
         raise NotImplementedError
 
+    def placed(self, drawn: Tensor) -> Tensor:
+        """Draws, or means, of `distribution` in the layout of the latent's values."""
+        return drawn
+
     def center(self, eta: Tensor) -> Tensor:
         """Its mean."""
-        value: Tensor = self.distribution(eta).mean
-        return value
+        return self.placed(self.distribution(eta).mean)
 
 
 class Point(FactorFamily):
@@ -140,29 +143,32 @@ class MultivariateNormalFactor(FactorFamily):
         return (math.isqrt(9 + 8 * total) - 3) // 2
 
     def _parts(self, eta: Tensor) -> tuple[Tensor, Tensor]:
-        """Shift (..., D) and precision (..., D, D)."""
+        """Shift (..., D) and precision (..., D, D), or (1, ..., D, D) where all vectors have the same."""
         size = self.width(eta.shape[-1])
-        matrix = square(eta[..., size:], size)
+        packed = eta[..., size:]
+        first = packed[(slice(0, 1),) * (packed.dim() - 1)]
+        if packed.stride()[:-1] == (0,) * (packed.dim() - 1) or bool((packed == first).all()):
+            packed = first  # rows that are complete: one Cholesky factor serves them all
+        matrix = square(packed, size)
         eye = torch.eye(size, dtype=torch.bool, device=eta.device)
         return eta[..., :size], torch.where(eye, -2 * matrix, -matrix)
 
     def mean(self, eta: Tensor) -> Tensor:
         shift, precision = self._parts(eta)
-        covariance = torch.cholesky_inverse(torch.linalg.cholesky(_once(precision))).expand_as(precision)
-        loc = (covariance @ shift.unsqueeze(-1)).squeeze(-1)
-        second = covariance + loc.unsqueeze(-1) * loc.unsqueeze(-2)
-        return torch.cat([loc, _packed(second)], -1)
+        covariance = torch.cholesky_inverse(torch.linalg.cholesky(precision))
+        loc = (shift.unsqueeze(-2) @ covariance).squeeze(-2)
+        return torch.cat([loc, _packed(covariance) + _products(loc)], -1)
 
     def log_normalizer(self, eta: Tensor) -> Tensor:
         shift, precision = self._parts(eta)
-        tril = torch.linalg.cholesky(_once(precision)).expand_as(precision)
-        white = torch.linalg.solve_triangular(tril, shift.unsqueeze(-1), upper=False).squeeze(-1)
+        tril = torch.linalg.cholesky(precision)
+        loc = (shift.unsqueeze(-2) @ torch.cholesky_inverse(tril)).squeeze(-2)
         log_det = tril.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-        return 0.5 * (white**2).sum(-1) - log_det + 0.5 * LOG_2PI * shift.shape[-1]
+        return 0.5 * (loc * shift).sum(-1) - log_det + 0.5 * LOG_2PI * shift.shape[-1]
 
     def statistics(self, value: Tensor) -> Tensor:
         value = value.movedim(self.axis, -1)
-        return torch.cat([value, _packed(value.unsqueeze(-1) * value.unsqueeze(-2))], -1)
+        return torch.cat([value, _products(value)], -1)
 
     def power(self, mu: Tensor, power: float) -> Tensor | None:
         size = self.width(mu.shape[-1])
@@ -170,24 +176,33 @@ class MultivariateNormalFactor(FactorFamily):
             return mu[..., :size].movedim(-1, self.axis)
         if power != 2.0:
             return None
-        return square(mu[..., size:], size).diagonal(dim1=-2, dim2=-1).movedim(-1, self.axis)
+        step = torch.arange(size, device=mu.device)
+        return mu[..., size + step * (step + 3) // 2].movedim(-1, self.axis)  # of the triangle, its diagonal
 
-    def center(self, eta: Tensor) -> Tensor:
-        value: Tensor = self.distribution(eta).mean
-        return value.movedim(-1, self.axis)
+    def placed(self, drawn: Tensor) -> Tensor:
+        return drawn.movedim(-1, self.axis)
 
     def covariance(self, mu: Tensor) -> Tensor:
         size = self.width(mu.shape[-1])
         loc = mu[..., :size]
         return square(mu[..., size:], size) - loc.unsqueeze(-1) * loc.unsqueeze(-2)
 
+    def covariance_sum(self, mu: Tensor, weights: Tensor | None) -> Tensor:
+        """The sum of all covariances, each with its weight (...), without making them: (D, D)."""
+        size = self.width(mu.shape[-1])
+        flat = mu.reshape(-1, mu.shape[-1])
+        loc, packed = flat[:, :size], flat[:, size:]
+        if weights is None:
+            return square(packed.sum(0), size) - loc.mT @ loc
+        return square(weights @ packed, size) - (weights.unsqueeze(-1) * loc).mT @ loc
+
     def distribution(self, eta: Tensor) -> Any:
         shift, precision = self._parts(eta)
-        loc = torch.cholesky_solve(shift.unsqueeze(-1), torch.linalg.cholesky(precision)).squeeze(-1)
-        return dist.MultivariateNormal(loc, precision_matrix=precision)
+        loc = (shift.unsqueeze(-2) @ torch.cholesky_inverse(torch.linalg.cholesky(precision))).squeeze(-2)
+        return dist.MultivariateNormal(loc, precision_matrix=precision.expand(*loc.shape, loc.shape[-1]))
 
     def proper(self, eta: Tensor) -> Tensor:
-        return torch.linalg.cholesky_ex(_once(self._parts(eta)[1])).info == 0
+        return torch.linalg.cholesky_ex(self._parts(eta)[1]).info == 0
 
 
 class GammaFactor(FactorFamily):
@@ -367,10 +382,10 @@ def _multi_digamma(value: Tensor, size: int) -> Tensor:
     return (value.unsqueeze(-1) - 0.5 * steps).digamma().sum(-1)
 
 
-def _once(matrices: Tensor) -> Tensor:
-    """One of some matrices (..., D, D) that are all the same, as those of complete rows are; otherwise all."""
-    first = matrices[(slice(0, 1),) * (matrices.dim() - 2)]
-    return first if bool((matrices == first).all()) else matrices
+def _products(vector: Tensor) -> Tensor:
+    """x_i x_j of the lower triangle."""
+    rows, cols = torch.tril_indices(vector.shape[-1], vector.shape[-1], device=vector.device)
+    return vector[..., rows] * vector[..., cols]
 
 
 def _packed(matrix: Tensor) -> Tensor:
