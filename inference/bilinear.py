@@ -55,6 +55,11 @@ class Bilinear:
     scale: Source  # of the distinct standard deviations
 
     @property
+    def size(self) -> int:
+        """How many entries there are."""
+        return int(self.counts.sum())
+
+    @property
     def uses(self) -> list[str]:
         """Every latent and param in it, as often as it is met."""
         return [part.name for part in (*self.left, *self.right) if part.name is not None] + self.scale.uses

@@ -23,10 +23,11 @@ from .symbols import form_of
 class Sides(NamedTuple):
     """How entries (N, C) are places of a grid."""
 
-    left: Tensor | None  # (N,) which left vector a row is; None: each row its own, and each cell a right vector
+    left: Tensor | None  # (N * C,) the left vector of each entry; None: each row is one, and each cell a right one
     right: Tensor | None
-    first_left: Tensor  # a row of each left vector
+    first_left: Tensor  # an entry of each left vector
     first_right: Tensor
+    shape: tuple[int, int]
 
 
 class Factor(NamedTuple):
@@ -135,27 +136,26 @@ def _refuse(name: str, leaves: tuple[Leaf, ...]) -> ModelError:
 
 
 def _sides(name: str, products: list[tuple[Tensor, list[Factor]]], entries: Tensor) -> Sides:
-    """Rows against cells where terms allow; otherwise each row is one entry, at a place told by two latents."""
+    """Rows against cells where terms allow; otherwise entries lie at places told by two latents."""
     rows, cells = entries.shape
     everything = [coef for coef, _ in products] + [f.values for _, factors in products for f in factors]
     pairs = [factors for _, factors in products if len(factors) == 2]
     crossed = any(all(f.values.shape[0] > 1 for f in factors) for factors in pairs)
     torn = any(tensor.shape[0] > 1 and tensor.shape[1] > 1 for tensor in everything)
     if not crossed and not torn:
-        return Sides(None, None, torch.arange(rows), torch.arange(cells))
-    if cells > 1 or not pairs:
+        return Sides(None, None, torch.arange(rows), torch.arange(cells), (rows, cells))
+    if not pairs:
         raise ModelError(
-            f"cavi: site '{name}' has a location whose latents meet neither as rows with columns nor as pairs told by "
-            f"row: give one rating, or one pair, a row, or {WAY_OUT}"
+            f"cavi: site '{name}' has a location whose latents meet neither as rows with columns nor as pairs: {WAY_OUT}"
         )
     index, first = [], []
     for factor in pairs[0]:
-        marks = factor.values.expand(rows, 1, -1)[:, 0, 0]
+        marks = factor.values.expand(rows, cells, -1)[..., 0].flatten()
         _, inverse = torch.unique(marks, return_inverse=True)
         index.append(inverse)
-        start = inverse.new_full((int(inverse.max()) + 1,), rows)
-        first.append(start.scatter_reduce(0, inverse, torch.arange(rows), "amin"))
-    return Sides(index[0], index[1], first[0], first[1])
+        start = inverse.new_full((int(inverse.max()) + 1,), len(marks))
+        first.append(start.scatter_reduce(0, inverse, torch.arange(len(marks)), "amin"))
+    return Sides(index[0], index[1], first[0], first[1], (rows, cells))
 
 
 def _assigned(
@@ -199,7 +199,7 @@ def _told(tensor: Tensor, place: int, sides: Sides) -> bool:
     if index is None:
         return tensor.shape[1 - place] == 1
     first = sides.first_right if place else sides.first_left
-    tensor = tensor.expand(len(index), 1, -1)[:, 0]
+    tensor = tensor.expand(*sides.shape, -1).flatten(0, 1)
     return torch.equal(tensor[first][index], tensor)
 
 
@@ -208,7 +208,7 @@ def _at(tensor: Tensor, place: int, sides: Sides) -> Tensor:
     index, first = (sides.right, sides.first_right) if place else (sides.left, sides.first_left)
     if index is None:
         return tensor[0] if place else tensor[:, 0]
-    return tensor.expand(len(index), 1, -1)[:, 0][first]
+    return tensor.expand(*sides.shape, -1).flatten(0, 1)[first]
 
 
 def _part(name: str, found: tuple[Factor, Tensor], families: Mapping[str, FactorFamily]) -> Part:

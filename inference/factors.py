@@ -60,6 +60,14 @@ class FactorFamily:
         """E log determinant, of matrices."""
         return None
 
+    def coordinates(self, eta: Tensor) -> Tensor:
+        """Numbers in which a step goes on as it began: a location, the logarithm of a rate."""
+        return eta
+
+    def at(self, coordinates: Tensor) -> Tensor:
+        """Natural parameters from `coordinates`."""
+        return coordinates
+
     def distribution(self, eta: Tensor) -> Any:
         """As a Pyro distribution over values, batch (R, *B)."""
         raise NotImplementedError
@@ -116,6 +124,13 @@ class NormalFactor(FactorFamily):
 
     def power(self, mu: Tensor, power: float) -> Tensor | None:
         return mu[..., int(power) - 1] if power in (1.0, 2.0) else None
+
+    def coordinates(self, eta: Tensor) -> Tensor:
+        return torch.stack([-0.5 * eta[..., 0] / eta[..., 1], (-eta[..., 1]).log()], -1)
+
+    def at(self, coordinates: Tensor) -> Tensor:
+        half = coordinates[..., 1].exp()
+        return torch.stack([2 * half * coordinates[..., 0], -half], -1)
 
     def distribution(self, eta: Tensor) -> Any:
         variance = -0.5 / eta[..., 1]
@@ -182,6 +197,15 @@ class MultivariateNormalFactor(FactorFamily):
     def placed(self, drawn: Tensor) -> Tensor:
         return drawn.movedim(-1, self.axis)
 
+    def coordinates(self, eta: Tensor) -> Tensor:
+        shift, precision = self._parts(eta)
+        loc = (shift.unsqueeze(-2) @ torch.cholesky_inverse(torch.linalg.cholesky(precision))).squeeze(-2)
+        return torch.cat([loc, eta[..., loc.shape[-1] :]], -1)
+
+    def at(self, coordinates: Tensor) -> Tensor:
+        loc, precision = self._parts(coordinates)
+        return torch.cat([(loc.unsqueeze(-2) @ precision).squeeze(-2), coordinates[..., loc.shape[-1] :]], -1)
+
     def covariance(self, mu: Tensor) -> Tensor:
         size = self.width(mu.shape[-1])
         loc = mu[..., :size]
@@ -227,6 +251,12 @@ class GammaFactor(FactorFamily):
     def log(self, mu: Tensor) -> Tensor:
         return mu[..., 0]
 
+    def coordinates(self, eta: Tensor) -> Tensor:
+        return torch.stack([eta[..., 0], (-eta[..., 1]).log()], -1)
+
+    def at(self, coordinates: Tensor) -> Tensor:
+        return torch.stack([coordinates[..., 0], -coordinates[..., 1].exp()], -1)
+
     def distribution(self, eta: Tensor) -> Any:
         return dist.Gamma(eta[..., 0] + 1, -eta[..., 1])
 
@@ -255,6 +285,12 @@ class InverseGammaFactor(FactorFamily):
 
     def log(self, mu: Tensor) -> Tensor:
         return mu[..., 0]
+
+    def coordinates(self, eta: Tensor) -> Tensor:
+        return torch.stack([eta[..., 0], (-eta[..., 1]).log()], -1)
+
+    def at(self, coordinates: Tensor) -> Tensor:
+        return torch.stack([coordinates[..., 0], -coordinates[..., 1].exp()], -1)
 
     def distribution(self, eta: Tensor) -> Any:
         return dist.InverseGamma(-eta[..., 0] - 1, -eta[..., 1])

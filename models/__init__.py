@@ -1,6 +1,7 @@
 """The models: one a file, grouped by family. Importing this package registers them all."""
 
 from .comparisons import bradley_terry
+from .factors import bayesian_pca, matrix_factorization
 from .measurement import item_response
 from .mixtures import (
     experts,
@@ -18,12 +19,14 @@ from .raters import dawid_skene
 from .registry import register
 
 __all__ = [
+    "bayesian_pca",
     "bradley_terry",
     "dawid_skene",
     "experts",
     "gaussian",
     "item_response",
     "latent_class",
+    "matrix_factorization",
     "mixed",
     "multinomial",
     "negative_binomial",
