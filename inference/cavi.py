@@ -30,7 +30,6 @@ from .structure import Structure, engine_state, read
 from .sweeps import Sweeps
 from .symbols import plain as plain_values
 
-
 LARGE = 100_000  # entries of a bilinear site
 
 

@@ -146,7 +146,7 @@ def _sides(name: str, products: list[tuple[Tensor, list[Factor]]], entries: Tens
         return Sides(None, None, torch.arange(rows), torch.arange(cells), (rows, cells))
     if not pairs:
         raise ModelError(
-            f"cavi: site '{name}' has a location whose latents meet neither as rows with columns nor as pairs: {WAY_OUT}"
+            f"cavi: site '{name}' has latents that meet neither as rows with columns nor as pairs: {WAY_OUT}"
         )
     index, first = [], []
     for factor in pairs[0]:

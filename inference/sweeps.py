@@ -18,7 +18,6 @@ from .newton import ROUNDING
 from .sites import Params
 from .sources import Means
 
-
 LONGEST = 16.0  # leap, in steps: far out rounding would speak louder than the bound
 
 
@@ -83,8 +82,8 @@ class Sweeps:
             return twice if further is None or self._bound(further) < self._bound(twice) else further
 
     def _leap(self, state: Params, once: Params, twice: Params) -> Params | None:
-        """A sweep from where two sweeps were heading (SQUAREM; Varadhan and Roland 2008), each factor by its own length;
-        None where that is no factor.
+        """A sweep from where two sweeps were heading (SQUAREM; Varadhan and Roland 2008), each factor by a length of
+        its own; None where that is no factor.
         """
         structure = self.field.program.structure
         ahead = dict(twice)
