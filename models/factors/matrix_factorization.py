@@ -66,8 +66,6 @@ def probabilistic_matrix_factorization(num_factors: int, by: str | None = "user"
         traits = pyro.sample("traits", dist.Normal(torch.zeros(J, K), precision("trait", variance) ** -0.5).to_event(2))
         item_scale = precision("item", variance) ** -0.5
         item_bias = pyro.sample("item_bias", dist.Normal(mean, item_scale).expand([J]).to_event(1))
-            "item_bias", dist.Normal(mean, precision("item", variance) ** -0.5).expand([J]).to_event(1)
-        )
         user = precision("user", variance)
         noise = pyro.sample("precision", dist.Gamma(1.0, variance))
         with pyro.plate("data", len(x)):
