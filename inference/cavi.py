@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .begin import first_starts, take_in
-from .checks import check_counts, check_options, check_seed, check_values, row_weights
+from .checks import check_counts, check_options, check_rows, check_seed, check_values, row_weights
 from .compiler import compile_program
 from .conjugate import MeanField
 from .data import num_rows
@@ -106,6 +106,8 @@ def cavi(
         check_values(structure, dataset.schema)
         field = mean_field(pair.model, dataset.values, structure)
         plain = compile_program(pair.model, dataset.values, structure)
+        cells = {} if field.bilinear else label_cells(plain)
+        check_rows(structure, cells, structure.num_rows)
         generator = torch.Generator().manual_seed(seed)
         starts = first_starts(pair, dataset.values, plain, restarts, generator, start)
         if field.bilinear and pair.initialize is None and start is None:  # at its prior mean a product stays there
@@ -127,7 +129,7 @@ def cavi(
             dataset,
             plain,
             best,
-            map_modes(outcomes, {} if field.bilinear else label_cells(plain), failed),
+            map_modes(outcomes, cells, failed),
             share,
             inference="cavi",
             seed=seed,
