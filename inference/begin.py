@@ -10,12 +10,14 @@ from torch import Tensor
 
 from .checks import check_device
 from .data import Dataset, adapt, map_tensors
+from .errors import ModelError
 from .fit import in_double
 from .pair import Pair, on_table
 from .program import Program
 from .sites import Params
 from .starts import jitter, starting_values
-from .structure import engine_state, read
+from .structure import Structure, engine_state, read
+from .sum_out import sum_out
 
 COST_OF_SVI = "SVI took 10 times as long to the same maximum on iris"  # measured in tutorial 4
 
@@ -37,10 +39,18 @@ def pick(pair: Pair, data: Any = None) -> tuple[str, str]:
         bound, dataset, home = take_in(pair, data, None)
         with engine_state(0, home):
             structure = read(bound.model, dataset.values)
-        if structure.continuous:
-            name = structure.continuous[0]
-            return "svi", f"auto: latent '{name}' of each row is continuous, and cannot be summed out"
+            if structure.continuous:
+                return _pick_of_continuous(bound, dataset, structure)
     return "em", f"auto: every latent of a row can be summed out, so EM is exact; {COST_OF_SVI}"
+
+
+def _pick_of_continuous(pair: Pair, dataset: Dataset, structure: Structure) -> tuple[str, str]:
+    name = structure.continuous[0]
+    try:
+        sum_out(pair.model, dataset.values, structure)
+    except ModelError:
+        return "svi", f"auto: latent '{name}' of each row is continuous, and cannot be summed out"
+    return "em", f"auto: latent '{name}' is normal and the model linear in it, so it is summed out and EM is exact"
 
 
 def first_starts(

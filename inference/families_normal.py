@@ -73,6 +73,15 @@ class MultivariateNormalFamily(Family):
             start += i + 1
         return out
 
+    def total(self, value: Tensor, args: Args, weights: Tensor | None) -> Tensor:
+        size = len(value)
+        weighed = value if weights is None else value * weights
+        by = weighed.reshape(size, -1, value.shape[-1]).movedim(0, 1)  # (cells, D, n): one product in place of many
+        products = by @ value.reshape(size, -1, value.shape[-1]).movedim(0, 1).mT
+        rows, cols = torch.tril_indices(size, size, device=value.device)
+        found = torch.cat([by.sum(-1), products[:, rows, cols]], -1)
+        return found.mT.reshape(-1, *value.shape[1:-1])
+
     def natural(self, args: Args) -> tuple[Tensor, Tensor]:
         loc, tril = args["loc"], self.cholesky(args)
         size = loc.shape[-1]

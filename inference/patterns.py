@@ -86,6 +86,15 @@ class PatternSums:
     def _features(self, value: Tensor, members: Tensor, number: int) -> Tensor:
         return FAMILY.statistics(value[self.patterns.distinct[number].seen][:, members], {})
 
+    def of_sums(self, sums: dict[int, tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor, Tensor]:
+        """Log density (R,) of rows whose sums are known, and their completed statistics."""
+        total = self.loc.new_zeros(self.loc[..., 0].numel())
+        for number, (found, count) in sums.items():
+            weights, constant = self.weights[number]
+            total = total + (weights @ found.mT).squeeze(1) + constant.squeeze(1) * count
+        self.sums = sums
+        return total, *self.total()
+
     def total(self) -> tuple[Tensor, Tensor]:
         """Completed statistics S1 (R, e..., T) and S0 (R, e...)."""
         size = self.loc.shape[-1]
@@ -95,8 +104,8 @@ class PatternSums:
         count = self.loc.new_zeros(self.shape)
         for number, (sums, totals) in self.sums.items():
             seen, unseen = self.patterns.distinct[number]
-            weight = totals.reshape(self.shape)
-            sums = sums.reshape(*self.shape, -1)
+            weight = totals.expand(count.numel()).reshape(self.shape)
+            sums = sums.expand(count.numel(), -1).reshape(*self.shape, -1)
             seen_first, seen_second = sums[..., : len(seen)], square(sums[..., len(seen) :], len(seen))
             loc, cov = self.loc, self.covariance
             # E[x] = offset + slope x_o: the identity on what was seen, the regression on what was not
