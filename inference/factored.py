@@ -9,7 +9,7 @@ extrapolated (SQUAREM; Varadhan and Roland 2008), never to a lower value.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -20,6 +20,7 @@ from torch import Tensor
 from .estep import Expectations
 from .factor_normal import FactorNormal
 from .family import square
+from .fixed import is_fixed
 from .free import base_constraint
 from .links import LINKS
 from .program import Program
@@ -27,6 +28,7 @@ from .sites import Argument, Params, Site
 from .symbols import symbols_of
 
 CYCLES = 30  # of an M-step at most, each of three steps of EM
+SHARE = 0.1  # of the first cycle's gain, that ends it where the E-step completes more than e and will change the sums
 ENOUGH = 1e-13  # relative gain of a cycle that ends an M-step
 
 
@@ -206,16 +208,17 @@ def learn(program: Program, one: Factored, params: Params, expected: Expectation
         values, objective = em_step(site, one, unpack(x), sums)
         return pack(values), objective
 
-    return unpack(squarem(step, pack(params)))
+    alone = is_fixed(program) and not program.patterns
+    return unpack(squarem(step, pack(params), 0.0 if alone else SHARE))
 
 
-def squarem(step: object, x: Tensor) -> Tensor:
+def squarem(step: Callable[[Tensor], tuple[Tensor, Tensor]], x: Tensor, share: float) -> Tensor:
     """Fixed point iteration of many vectors (R, P) at once, extrapolated; ``step(x)`` gives the next and how high x is.
 
     What is extrapolated is taken only where it is at least as high as the iterate before.
     """
-    assert callable(step)
-    for _ in range(CYCLES):
+    first = x.new_zeros(len(x))
+    for cycle in range(CYCLES):
         one, height = step(x)
         two, before = step(one)
         move, bend = one - x, two - 2 * one + x
@@ -227,7 +230,9 @@ def squarem(step: object, x: Tensor) -> Tensor:
             landed, there = two, torch.full_like(before, -torch.inf)
         sound = (there >= before) & landed.isfinite().all(1)
         x = torch.where(sound.unsqueeze(1), landed, two)
-        if bool((torch.where(sound, there, before) - height <= ENOUGH * (1 + height.abs())).all()):
+        gain = torch.where(sound, there, before) - height
+        first = gain if cycle == 0 else first
+        if bool((gain <= torch.maximum(ENOUGH * (1 + height.abs()), share * first)).all()):
             break
     return x
 

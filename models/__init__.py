@@ -1,6 +1,7 @@
 """The models: one a file, grouped by family. Importing this package registers them all."""
 
 from .comparisons import bradley_terry
+from .factors import analysis, mixture, pca
 from .measurement import item_response
 from .mixtures import (
     experts,
@@ -18,6 +19,7 @@ from .raters import dawid_skene
 from .registry import register
 
 __all__ = [
+    "analysis",
     "bradley_terry",
     "dawid_skene",
     "experts",
@@ -25,8 +27,10 @@ __all__ = [
     "item_response",
     "latent_class",
     "mixed",
+    "mixture",
     "multinomial",
     "negative_binomial",
+    "pca",
     "poisson",
     "register",
     "regressions",

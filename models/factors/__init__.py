@@ -1,0 +1,1 @@
+"""Rows that follow from a few continuous factors."""
