@@ -69,7 +69,7 @@ class FactorNormal(TorchDistribution):
     def log_prob(self, value: Tensor) -> Tensor:
         return marginal_log_prob(self, value, torch.ones_like(value, dtype=torch.bool))
 
-    def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:
+    def rsample(self, sample_shape: Any = ()) -> Tensor:
         shape = (*sample_shape, *self.batch_shape, *self.event_shape)
         tril = torch.linalg.cholesky(self.covariance_matrix)
         return self.loc + (tril @ torch.randn(shape, dtype=self.loc.dtype).unsqueeze(-1)).squeeze(-1)
@@ -96,7 +96,8 @@ class FactorNormalFamily(MultivariateNormalFamily):
         return torch.linalg.cholesky(covariance(args))
 
 
-family.register(FactorNormal, lambda fn, _family=FactorNormalFamily(): _family)
+FAMILY = FactorNormalFamily()
+family.register(FactorNormal, lambda fn: FAMILY)
 
 
 @marginal_log_prob.register(FactorNormal)

@@ -19,8 +19,9 @@ from torch import Tensor
 
 from .estep import Expectations
 from .factor_normal import FactorNormal
+from .families import Args
 from .family import square
-from .fixed import is_fixed
+from .fixed import fixed_expectations, is_fixed, known_weights
 from .free import base_constraint
 from .links import LINKS
 from .program import Program
@@ -44,7 +45,6 @@ class Factored:
     scale: str | None
     expand: bool  # whether the covariance of e may be free for a step
     floor: float
-
 
     @property
     def params(self) -> tuple[str, ...]:
@@ -89,7 +89,9 @@ def find_factored(program: Program, climbed: Mapping[str, str], floor: float) ->
         ):
             scale = None
         real = program.structure.params
-        linear = [k for k in ("factor", "loc") if k in own and base_constraint(real[own[k]].constraint) is constraints.real]
+        linear = [
+            k for k in ("factor", "loc") if k in own and base_constraint(real[own[k]].constraint) is constraints.real
+        ]
         if linear or scale:
             found.append(_factored(program, site, {k: own[k] for k in linear}, scale, floor))
     return tuple(found)
@@ -104,7 +106,9 @@ def _own(program: Program, site: Site, climbed: Mapping[str, str]) -> dict[str, 
         if argument.index is None or name not in climbed or structure.params[name].prior is not None:
             continue
         elsewhere = [a for k, a in site.args.items() if k != key and name in a.depends]
-        others = [nodes[s]["fn"] for s in (*structure.latents, *structure.observed, *structure.outside) if s != site.name]
+        others = [
+            nodes[s]["fn"] for s in (*structure.latents, *structure.observed, *structure.outside) if s != site.name
+        ]
         others += [p.prior["fn"] for p in structure.params.values() if p.prior is not None]
         if not elsewhere and not any(name in symbols_of(fn) for fn in others):
             out[key] = name
@@ -164,9 +168,11 @@ def rotations(program: Program) -> int:
 # --- one step ---------------------------------------------------------------------------------------------------------
 
 
-def values_of(site: Site, params: Params) -> Values:
-    """The arguments of a site, means measured from its centre, configurations as one dim."""
-    args = site.arguments(params)
+def values_of(site: Site, params: Params, computed: dict[str, Args] | None = None) -> Values:
+    """The arguments of a site, means measured from its centre, configurations as one dim; what a run of the model
+    computes is not learned here, so it may be read once.
+    """
+    args = site.arguments(params, computed)
     lead = max(len(a) for a in args.values())
 
     def flat(value: Tensor, inner: int) -> Tensor:
@@ -204,12 +210,25 @@ def learn(program: Program, one: Factored, params: Params, expected: Expectation
         parts = [values[n].log() if n == one.scale else values[n] for n in names]
         return torch.cat([part.expand(lead, *part.shape[1:]).reshape(lead, -1) for part in parts], 1)
 
+    computed = program.computed(program.trace(params)) if program.runs_model else None
+    alone, whole = is_fixed(program), one.site not in program.patterns
+
     def step(x: Tensor) -> tuple[Tensor, Tensor]:
-        values, objective = em_step(site, one, unpack(x), sums)
+        values = unpack(x)
+        if not alone or whole:
+            values, objective = em_step(site, one, values, sums, computed)
+        else:  # missing cells are completed anew at every step
+            again = again_expected(program, values)
+            values, _ = em_step(site, one, values, sums_of(site, again), computed)
+            objective = again.log_prob
         return pack(values), objective
 
-    alone = is_fixed(program) and not program.patterns
-    return unpack(squarem(step, pack(params), 0.0 if alone else SHARE))
+    return unpack(squarem(step, pack(params), 0.0 if alone and whole else SHARE))
+
+
+def again_expected(program: Program, params: Params) -> Expectations:
+    """The E-step again, of a program whose sums are known."""
+    return Expectations(*fixed_expectations(program, program.prepare(params), known_weights(program)), {})
 
 
 def squarem(step: Callable[[Tensor], tuple[Tensor, Tensor]], x: Tensor, share: float) -> Tensor:
@@ -237,9 +256,11 @@ def squarem(step: Callable[[Tensor], tuple[Tensor, Tensor]], x: Tensor, share: f
     return x
 
 
-def em_step(site: Site, one: Factored, params: Params, sums: Sums) -> tuple[Params, Tensor]:
+def em_step(
+    site: Site, one: Factored, params: Params, sums: Sums, computed: dict[str, Args] | None = None
+) -> tuple[Params, Tensor]:
     """Params after one step of EM, and the expected log density of x before it, (R,), up to a constant."""
-    loc, factor, scale = values_of(site, params)
+    loc, factor, scale = values_of(site, params, computed)
     weight, first, second = sums
     precision = scale**-2
     weighed = precision.unsqueeze(-1) * factor  # (R, Z, D, E)
@@ -370,7 +391,11 @@ def spread_by_column(program: Program, factored: tuple[Factored, ...]) -> set[st
     for one in factored:
         site = program.products[one.site]
         index = site.args["scale"].index
-        if one.scale and index is not None and index.shape[-1] == index.reshape(-1, index.shape[-1])[0].unique().numel():
+        if (
+            one.scale
+            and index is not None
+            and index.shape[-1] == index.reshape(-1, index.shape[-1])[0].unique().numel()
+        ):
             out.add(one.scale)
     return out
 

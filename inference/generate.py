@@ -22,7 +22,6 @@ from .factor_normal import FactorNormal
 from .long import keep_padding
 from .normals import explained
 from .patterns import find_patterns
-from .program import Program
 from .sites import Layout
 from .structure import Bind, engine_state, is_bookkeeping, sample_sites
 from .symbols import plain, provenance, symbol
@@ -184,7 +183,9 @@ def expected_value(fn: Any, layout: Layout, table: Tensor, value: Tensor, everyw
         base = base.base_dist
     if isinstance(base, FactorNormal) and everywhere:
         return explained(base, layout, table, value)
-    vector = isinstance(base, dist.MultivariateNormal | dist.MultivariateStudentT | FactorNormal)  # whose regressions are the same
+    vector = isinstance(
+        base, dist.MultivariateNormal | dist.MultivariateStudentT | FactorNormal
+    )  # whose regressions are the same
     if vector and not declared and not everywhere:
         return _conditional_mean(base, layout, table, value)
     if isinstance(base, dist.Categorical):

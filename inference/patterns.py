@@ -8,6 +8,7 @@ in the statistics of the observed cells: sums are completed once per pattern, no
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -50,8 +51,12 @@ class PatternSums:
         size = tril.shape[-1]
         self.loc = self.args["loc"].expand(*self.shape, size)
         self.covariance = (tril @ tril.mT).expand(*self.shape, size, size)
-        self.weights = [self._weights(pattern) for pattern in self.patterns.distinct]
         self.sums: dict[int, tuple[Tensor, Tensor]] = {}
+
+    @cached_property
+    def weights(self) -> list[tuple[Tensor, Tensor]]:
+        """Of the features of each pattern, and a constant."""
+        return [self._weights(pattern) for pattern in self.patterns.distinct]
 
     def _weights(self, pattern: Pattern) -> tuple[Tensor, Tensor]:
         seen = pattern.seen
@@ -86,15 +91,6 @@ class PatternSums:
     def _features(self, value: Tensor, members: Tensor, number: int) -> Tensor:
         return FAMILY.statistics(value[self.patterns.distinct[number].seen][:, members], {})
 
-    def of_sums(self, sums: dict[int, tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor, Tensor]:
-        """Log density (R,) of rows whose sums are known, and their completed statistics."""
-        total = self.loc.new_zeros(self.loc[..., 0].numel())
-        for number, (found, count) in sums.items():
-            weights, constant = self.weights[number]
-            total = total + (weights @ found.mT).squeeze(1) + constant.squeeze(1) * count
-        self.sums = sums
-        return total, *self.total()
-
     def total(self) -> tuple[Tensor, Tensor]:
         """Completed statistics S1 (R, e..., T) and S0 (R, e...)."""
         size = self.loc.shape[-1]
@@ -104,8 +100,8 @@ class PatternSums:
         count = self.loc.new_zeros(self.shape)
         for number, (sums, totals) in self.sums.items():
             seen, unseen = self.patterns.distinct[number]
-            weight = totals.expand(count.numel()).reshape(self.shape)
-            sums = sums.expand(count.numel(), -1).reshape(*self.shape, -1)
+            weight = totals.reshape(self.shape)
+            sums = sums.reshape(*self.shape, -1)
             seen_first, seen_second = sums[..., : len(seen)], square(sums[..., len(seen) :], len(seen))
             loc, cov = self.loc, self.covariance
             # E[x] = offset + slope x_o: the identity on what was seen, the regression on what was not

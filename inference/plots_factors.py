@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -61,7 +62,9 @@ def read_factors(fit: Any, data: Any) -> Factors:
         dataset = part(dataset, rows)
     with engine_state(fit.seed), torch.no_grad():
         program, params = program_on(fit, dataset)
-        sites = [n for n in program.structure.observed if isinstance(program.structure.trace.nodes[n]["fn"], FactorNormal)]
+        sites = [
+            n for n in program.structure.observed if isinstance(program.structure.trace.nodes[n]["fn"], FactorNormal)
+        ]
         if not sites:
             raise UnfitKind("the rows have no normal latent that was summed out: try clusters, profiles, bound")
         args = arguments_by_row(program.trace(params).nodes[sites[0]]["fn"], program.layout)
@@ -137,7 +140,9 @@ def _map(axes: Any, found: Factors, k: int, points: np.ndarray) -> None:
     places = _apart(ends, 0.075 * reach)
     for (x, y), (a, b), d in zip(ends, places, longest, strict=True):
         axes.annotate("", (x, y), (0, 0), arrowprops={"arrowstyle": "-|>", "color": TOTAL, "linewidth": 1.2}, zorder=3)
-        text = axes.text(a, b, _short(found.columns[d]), ha="left" if x >= 0 else "right", va="center", fontsize=SMALL, zorder=4)
+        text = axes.text(
+            a, b, _short(found.columns[d]), ha="left" if x >= 0 else "right", va="center", fontsize=SMALL, zorder=4
+        )
         text.set_path_effects(WHITE)
     limit = max(1.35 * reach, 1.04 * float(np.abs(pair).max(initial=0.0)))
     axes.set(xlim=(-limit, limit), ylim=(-limit, limit))
@@ -153,7 +158,7 @@ def _apart(ends: np.ndarray, step: float) -> np.ndarray:
     places = ends + 0.06 * step / 0.075 * np.sign(ends)
     for side in (ends[:, 0] >= 0, ends[:, 0] < 0):
         order = np.flatnonzero(side)[np.argsort(places[side, 1])]
-        for lower, upper in zip(order[:-1], order[1:], strict=True):
+        for lower, upper in pairwise(order):
             places[upper, 1] = max(places[upper, 1], places[lower, 1] + step)
         if len(order) > 1:  # as many moved down as up
             places[order, 1] += np.mean(ends[order, 1] - places[order, 1])
@@ -194,7 +199,9 @@ def loadings(fit: Any, data: Any = None) -> Figure:
             at = value + (-0.03 if inside or value < 0 else 0.03)
             axes.text(at, y, shown, ha="right" if inside or value < 0 else "left", va="center", fontsize=SMALL - 1)
         share = (turned[:, j].square().sum() / len(turned)).item() if not last else unique.mean().item()
-        dress(axes, f"{'its own' if last else f'factor {j + 1}'}\n{percent(share)} of variance", "share" if last else "")
+        dress(
+            axes, f"{'its own' if last else f'factor {j + 1}'}\n{percent(share)} of variance", "share" if last else ""
+        )
         axes.tick_params(axis="y", length=0)
     panels[0].set_yticks(place, [found.columns[d] for d in order])
     how = "correlation with each factor" + (", turned by varimax" if turned.shape[1] > 1 else "")

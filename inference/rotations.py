@@ -35,7 +35,7 @@ def varimax(loadings: Tensor, normalize: bool = True) -> Rotated:
         ``latents["u"].mean @ rotation``.
     """
     loadings = loadings.to(torch.float64)
-    size, count = loadings.shape
+    count = loadings.shape[1]
     rotation = torch.eye(count, dtype=torch.float64)
     unit = loadings.norm(dim=1, keepdim=True).clamp_min(1e-300) if normalize else 1.0
     rows = loadings / unit

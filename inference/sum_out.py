@@ -15,9 +15,9 @@ from typing import Any
 
 import pyro.distributions as dist
 import torch
+from pyro.distributions import constraints
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
-from pyro.distributions import constraints
 
 from .errors import ModelError
 from .factor_normal import FactorNormal
