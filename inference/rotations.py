@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 STEPS = 1000
-STILL = 1e-12
+STILL = 1e-15
 
 
 class Rotated(NamedTuple):
