@@ -89,8 +89,8 @@ def covariance(args: Args) -> Tensor:
 
 class FactorNormalFamily(MultivariateNormalFamily):
     arguments: ClassVar[dict[str, int]] = {"loc": 1, "factor": 2, "scale": 1, "noise_tril": 2}
-    order = ()  # learned together (`factored`)
-    spread = ("scale",)
+    order: tuple[str, ...] = ()  # learned together (`factored`)
+    spread: tuple[str, ...] = ("scale",)
 
     def cholesky(self, args: Args) -> Tensor:
         return torch.linalg.cholesky(covariance(args))

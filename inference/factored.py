@@ -81,7 +81,7 @@ def find_factored(program: Program, climbed: Mapping[str, str], floor: float) ->
         if torch.Size(site.cells).numel() > 1 or site.gathered is not None:
             continue
         own = _own(program, site, climbed)
-        scale = site.args["scale"].param if "scale" in own else None
+        scale = own.get("scale")
         if scale and base_constraint(program.structure.params[scale].constraint) not in (
             constraints.positive,
             constraints.nonnegative,
@@ -100,10 +100,10 @@ def find_factored(program: Program, climbed: Mapping[str, str], floor: float) ->
 def _own(program: Program, site: Site, climbed: Mapping[str, str]) -> dict[str, str]:
     """Arguments that are cells of one climbed param which stands nowhere else."""
     nodes, structure = program.structure.trace.nodes, program.structure
-    out = {}
+    out: dict[str, str] = {}
     for key, argument in site.args.items():
         name = argument.param
-        if argument.index is None or name not in climbed or structure.params[name].prior is not None:
+        if argument.index is None or name is None or name not in climbed or structure.params[name].prior is not None:
             continue
         elsewhere = [a for k, a in site.args.items() if k != key and name in a.depends]
         others = [

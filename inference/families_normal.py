@@ -50,10 +50,10 @@ class MultivariateNormalFamily(Family):
     """t(x) = (x, the products x_i x_j of the lower triangle)."""
 
     arguments: ClassVar[dict[str, int]] = {"loc": 1, "covariance_matrix": 2, "scale_tril": 2, "precision_matrix": 2}
-    order = ("loc", "covariance_matrix", "scale_tril", "precision_matrix")
+    order: tuple[str, ...] = ("loc", "covariance_matrix", "scale_tril", "precision_matrix")
     event_dim = 1
     location: str | None = "loc"
-    spread = ("covariance_matrix", "scale_tril", "precision_matrix")
+    spread: tuple[str, ...] = ("covariance_matrix", "scale_tril", "precision_matrix")
 
     def cholesky(self, args: Args) -> Tensor:
         if "scale_tril" in args:

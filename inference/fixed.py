@@ -61,7 +61,7 @@ def fixed_sums(program: Program, ready: Prepared, weights: Tensor | None) -> Fix
     else:
         base = base * (program.num_rows if weights is None else float(weights.sum()))
     found = Fixed(weights, sums, patterns, base)
-    program.kept["fixed"] = found  # type: ignore[assignment]
+    program.kept["fixed"] = found
     return found
 
 

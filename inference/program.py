@@ -59,7 +59,7 @@ class Program:
     order: tuple[Elimination, ...]
     base: Tensor | float  # sum of log h(x) over sites, (N,) or a number
     has_missing: bool
-    kept: dict[Any, Tensor] = field(default_factory=dict, compare=False)
+    kept: dict[Any, Any] = field(default_factory=dict, compare=False)
 
     @property
     def runs_model(self) -> bool:

@@ -199,8 +199,8 @@ class SumOut(Messenger):
         origin = zero.squeeze(dim)
         if self.trial is not None:
             met, foretold = loc.select(dim, width + 1), origin + slopes @ self.trial
-            size = 1 + plain(met).detach().abs().max()
-            if not bool(((met - foretold).abs() <= 1e-8 * size).all()):
+            room = 1e-8 * (1 + plain(met).detach().abs().max())
+            if not bool(((met - foretold).abs() <= room).all()):
                 raise ModelError(
                     f"em: {self._names()} cannot be summed out: the mean of site '{name}' is not affine in it (a sum "
                     f"of products of the latent with params, plus what does not depend on it): {WAY_OUT}"
