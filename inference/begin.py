@@ -18,7 +18,8 @@ from .pair import Pair, on_table
 from .program import Program
 from .sites import Params
 from .starts import jitter, starting_values
-from .structure import engine_state, read
+from .structure import Structure, engine_state, read
+from .sum_out import sum_out
 
 COST_OF_SVI = "SVI took 10 times as long to the same maximum on iris"  # measured in tutorial 4
 REASONS = {
@@ -54,16 +55,24 @@ def pick(pair: Pair, data: Any = None, fits: Sequence[str] = ()) -> tuple[str, s
         bound, dataset, home = take_in(pair, data, None)
         with engine_state(0, home):
             structure = read(bound.model, dataset.values)
+            priors = any(param.prior is not None for param in structure.params.values())
+            if priors and _derives(mean_field, bound, dataset, structure):
+                return "cavi", REASONS["cavi"]
             if structure.continuous:
                 name = structure.continuous[0]
+                if _derives(sum_out, bound, dataset, structure):
+                    return "em", f"auto: latent '{name}' is normal, the model linear in it: summed out, EM is exact"
                 return "svi", f"auto: latent '{name}' of each row is continuous, and cannot be summed out"
-            if any(param.prior is not None for param in structure.params.values()):
-                try:
-                    mean_field(bound.model, dataset.values, structure)
-                except ModelError:
-                    return "em", REASONS["em"]
-                return "cavi", REASONS["cavi"]
     return "em", REASONS["em"]
+
+
+def _derives(derivation: Any, pair: Pair, dataset: Dataset, structure: Structure) -> bool:
+    """Whether a derivation from the model succeeds."""
+    try:
+        derivation(pair.model, dataset.values, structure)
+    except ModelError:
+        return False
+    return True
 
 
 def first_starts(

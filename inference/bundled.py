@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from .correlations import girls
+
 BUNDLED: dict[str, str] = {
     "iris": "150 flowers of three species, 4 lengths in cm (Fisher 1936)",
     "wine": "178 wines of three growers, 13 chemical measurements (Forina et al. 1988)",
@@ -25,6 +27,7 @@ BUNDLED: dict[str, str] = {
     "fetal_lamb": "240 intervals of 5 seconds, movements of a fetal lamb (Leroux & Puterman 1992)",
     "anesthesia": "315 grades, 1 to 4, of 45 patients by 5 anaesthetists (Dawid & Skene 1979, table 1)",
     "cars": "32 cars of 1973-74: consumption, weight, engine, gears (Henderson & Velleman 1981)",
+    "girls": "305 girls, 8 measurements: rows made to have the correlations of Harman (1976, table 2.3)",
     "galaxies": "82 velocities in 1000 km/s, Corona Borealis region (Postman et al. 1986; Roeder 1990)",
 }
 """Name of each bundled data set -> what it holds, in a line."""
@@ -159,6 +162,8 @@ def load_bundled(name: str) -> Any:
         return _games()
     if name == "cars":
         return _cars()
+    if name == "girls":
+        return girls()
     if name == "anesthesia":
         return _grades()
     if name in _FREQUENCIES:

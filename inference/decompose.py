@@ -15,7 +15,8 @@ from .mstep import m_step
 from .plan import make_plan
 from .program import Program
 from .sites import Params
-from .structure import engine_state, read
+from .structure import engine_state
+from .sum_out import read_exact
 
 
 class HalfStep(NamedTuple):
@@ -39,8 +40,8 @@ def half_steps(
     no gap.
     """
     with engine_state(fit.seed):
-        structure = read(fit.pair.model, dataset.values)
-        program = compile_program(fit.pair.model, dataset.values, structure)
+        model, structure = read_exact(fit.pair.model, dataset.values)
+        program = compile_program(model, dataset.values, structure)
         plan = make_plan(program, floor)
         share = row_weights(weights, program.num_rows, "cpu")
         params = {name: value.unsqueeze(0) for name, value in fit.start.items()}

@@ -16,12 +16,13 @@ from .data import Dataset
 from .derived import derived_draws
 from .errors import ConvergenceWarning, ModelError, OptionError
 from .free import inside
-from .generate import empty_rows, joint_posterior, simulate
+from .generate import empty_rows, simulate
 from .labels import label_cells, relabel
+from .normals import normal_draws, summed_out
 from .program import Program
 from .sites import Params
 from .structure import engine_state
-from .verbs import program_on
+from .verbs import joint_posterior, program_on
 
 METHODS = ("laplace", "bootstrap")
 
@@ -37,15 +38,18 @@ def sample_posterior(fit: Any, dataset: Dataset, num: int, seed: int) -> dict[st
 
 def latent_draws(program: Program, params: Params, num: int) -> dict[str, Tensor]:
     """Joint draws (num, N) of the latents of each row under one set of params, and of what is computed of them."""
+    normal = bool(summed_out(program))
     if not program.structure.latents:
-        return derived_draws(program, params, {}, num)
+        drawn = normal_draws(program, params, torch.zeros(num, program.num_rows, dtype=torch.long)) if normal else {}
+        return {**drawn, **derived_draws(program, params, {}, num)}
     configuration = dist.Categorical(joint_posterior(program, params)).sample((num,))
+    drawn = normal_draws(program, params, configuration) if normal else {}
     out = {}
     for name, size in reversed(list(zip(program.structure.latents, program.layout.sizes, strict=True))):
         out[name] = configuration % size
         configuration = configuration // size
     out = dict(reversed(out.items()))
-    return {**out, **derived_draws(program, params, out, num)}
+    return {**out, **drawn, **derived_draws(program, params, out, num)}
 
 
 def param_draws(fit: Any, num: int, method: str, seed: int) -> dict[str, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from .compiler import compile_program
 from .data import num_rows, slice_rows
 from .errors import FitError, warn
 from .estep import one_thread
+from .factored import spread_by_column, turned
 from .fit import Fit, finish
 from .labels import label_cells
 from .loop import Stop
@@ -31,6 +33,7 @@ from .pair import Pair
 from .plan import make_plan
 from .runner import EMSteps, Runner
 from .structure import Structure, engine_state, read
+from .sum_out import read_exact
 
 LARGE = 1_000_000  # rows times configurations
 
@@ -108,22 +111,23 @@ def em(
     generator = torch.Generator().manual_seed(seed)
     with engine_state(seed, home):
         share = row_weights(weights, num_rows(dataset.values), home)
-        structure = read(pair.model, dataset.values)
+        model, structure = read_exact(pair.model, dataset.values)
         check_latents(structure)
         check_values(structure, dataset.schema)
         rows = structure.num_rows
-        values, share, structure = _collapsed(pair, dataset.values, structure, share, collapse)
-        program = compile_program(pair.model, values, structure, natural)
+        values, share, structure = _collapsed(model, dataset.values, structure, share, collapse)
+        program = compile_program(model, values, structure, natural)
         plan = make_plan(program, variance_floor)
         cells = label_cells(program)
         check_rows(structure, cells, rows)
-        check_spread(program, set(plan.closed), dataset.schema)
+        check_spread(program, set(plan.closed) | spread_by_column(program, plan.factored), dataset.schema)
         check_certain(program, list(plan.climbed), dataset.schema)
         starts = first_starts(pair, dataset.values, program, restarts, generator, start)
         # sites scored by running the model work on all rows at once: large operations, which threads serve well
         with one_thread(when=not (program.scored and program.size > LARGE)) as workers:
             steps = EMSteps(program, plan, share, m_steps, workers)
             outcomes, failed = Runner(steps, Stop(tol), max_iters, "em").all(starts, progress)
+        outcomes = [replace(one, params=turned(program, plan.factored, one.params)) for one in outcomes]
         modes = map_modes(outcomes, cells, failed)
         fit = finish(
             pair, dataset, program, rank(outcomes)[0], modes, share, inference="em", seed=seed, weights=weights
@@ -133,7 +137,7 @@ def em(
 
 
 def _collapsed(
-    pair: Pair, values: Any, structure: Structure, weights: Tensor | None, collapse: bool | None
+    model: Any, values: Any, structure: Structure, weights: Tensor | None, collapse: bool | None
 ) -> tuple[Any, Tensor | None, Structure]:
     """The distinct rows with their total weights, where that is asked for or pays."""
     whole = isinstance(values, Tensor) and len(values) == structure.num_rows
@@ -155,7 +159,7 @@ def _collapsed(
     first = first.scatter_reduce(0, group, torch.arange(len(values), device=values.device), "amin")
     distinct = slice_rows(values, first)
     given = {name: param.value for name, param in structure.params.items()}
-    return distinct, total, read(pair.model, distinct, given)
+    return distinct, total, read(model, distinct, given)
 
 
 def _warn(fit: Fit, tol: float) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from .evidence import posterior
 from .families import Args
+from .fixed import fixed_expectations, is_fixed
 from .program import Prepared, Program
 from .sites import Params, Site, chunks
 
@@ -59,6 +60,8 @@ def expectations(
     workers = workers or torch.get_num_threads()
     with torch.no_grad():
         ready = program.prepare(params)
+        if is_fixed(program):
+            return Expectations(*fixed_expectations(program, ready, weights), {})
         rows = list(chunks(program.num_rows, program.chunk_size(params)))
         alone = program.scored or ready.patterns or len(rows) < 4 or program.on_gpu or workers == 1
         if alone:

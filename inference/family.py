@@ -68,6 +68,11 @@ class Family:
             value = value.movedim(-1, 0)
         return self.statistics(value, args).movedim(0, -1)
 
+    def total(self, value: Tensor, args: Args, weights: Tensor | None) -> Tensor:
+        """Statistics summed over the last dim of the batch, the rows."""
+        found = self.statistics(value, args)
+        return found.sum(-1) if weights is None else found @ weights
+
     def base(self, value: Tensor, args: Args) -> Tensor | float:
         return 0.0
 

@@ -18,6 +18,7 @@ from .data import DataError, Dataset, Schema, adapt, map_tensors
 from .decompose import HalfStep, half_steps
 from .derived import Moments
 from .estep import expectations
+from .factored import rotations
 from .free import base_constraint
 from .modes import ModeMap, Outcome
 from .pair import Pair
@@ -108,7 +109,8 @@ class Fit:
 
     def latents(self, data: Any = None) -> dict[str, Any]:
         """Posterior of each latent of a row: probabilities (N, K) by site, (N, plates, K) inside further plates; and
-        `Moments`, mean and sd (N, ...), of what the model computes of them (`pyro.deterministic` in the data plate).
+        `Moments`, mean and sd (N, ...), of a continuous one, and of what the model computes of them
+        (`pyro.deterministic` in the data plate).
         """
         return (guided if self.guide else verbs).latents(self, self.adapted(data))
 
@@ -136,6 +138,9 @@ class Fit:
             raise DataError(f"posterior: no latent named '{site}'; the model has {sorted([*found, *self.params])}")
         probs = found[site]
         if isinstance(probs, Moments):
+            normal = None if self.guide else verbs.normal_factor(self, site, self.adapted(data))
+            if normal is not None:
+                return normal
             raise DataError(
                 f"posterior: '{site}' is computed from latents, and its distribution has no name: use "
                 f"latents(x)['{site}'] for its mean and sd, or sample_posterior for draws"
@@ -255,6 +260,7 @@ def finish(
         entropy = verbs.entropy(program, batch, share)
     rows = float(program.num_rows if share is None else share.sum())
     free = sum(free_dims(program.structure.params[name].constraint, value) for name, value in params.items())
+    free -= rotations(program)
     return Fit(
         pair,
         inference,

@@ -18,13 +18,14 @@ from torch import Tensor
 from .checks import check_counts, check_seed
 from .data import DataError, Dataset, map_tensors, slice_rows, template
 from .errors import ModelError
+from .factor_normal import FactorNormal
 from .long import keep_padding
+from .normals import explained
 from .patterns import find_patterns
-from .program import Program
-from .sites import Layout, Params
+from .sites import Layout
 from .structure import Bind, engine_state, is_bookkeeping, sample_sites
 from .symbols import plain, provenance, symbol
-from .verbs import marginals, program_on
+from .verbs import joint_posterior, program_on
 
 PREDICTIVE_DRAWS = 50  # of what all rows share, that generated rows are spread over
 
@@ -142,7 +143,7 @@ def _fill(fit: Any, dataset: Dataset, everywhere: bool) -> Any:
         program, params = program_on(fit, dataset)
         with Bind(fit.params):
             known = sample_sites(
-                poutine.trace(poutine.enum(fit.pair.model, first_available_dim=-1 - program.layout.nesting)).get_trace(
+                poutine.trace(poutine.enum(program.model, first_available_dim=-1 - program.layout.nesting)).get_trace(
                     symbol(values, "data")
                 )
             )
@@ -173,20 +174,6 @@ def _fill(fit: Any, dataset: Dataset, everywhere: bool) -> Any:
     return dataset.schema.decode(_as_given(out, values), dataset.names)
 
 
-def joint_posterior(program: Program, params: Params) -> Tensor:
-    """p(z_1..z_M | x_n) of the latents of a row, (N, E): all configurations of a row as one table.
-
-    A latent that is alone, in a plate inside the rows, has a table of its own in each of its cells, (N, *cells, K).
-    """
-    if len(program.layout.latents) == 1:
-        return marginals(program, params)[program.layout.latents[0]]
-    if any(step.plates for step in program.order):
-        raise ModelError(
-            "a latent lies in a plate of its own inside the rows: joint posteriors are not tabulated for it"
-        )
-    return torch.cat([table.reshape(len(table), -1) for table in program.joint_posteriors(params)])
-
-
 def expected_value(fn: Any, layout: Layout, table: Tensor, value: Tensor, everywhere: bool) -> Tensor:
     """Mixture over configurations of a site's expected value, (N, ...). Categories: the most probable."""
     inner = len(fn.event_shape)
@@ -194,7 +181,11 @@ def expected_value(fn: Any, layout: Layout, table: Tensor, value: Tensor, everyw
     while isinstance(base, dist.Independent):
         declared += base.reinterpreted_batch_ndims
         base = base.base_dist
-    vector = isinstance(base, dist.MultivariateNormal | dist.MultivariateStudentT)  # whose regressions are the same
+    if isinstance(base, FactorNormal) and everywhere:
+        return explained(base, layout, table, value)
+    vector = isinstance(
+        base, dist.MultivariateNormal | dist.MultivariateStudentT | FactorNormal
+    )  # whose regressions are the same
     if vector and not declared and not everywhere:
         return _conditional_mean(base, layout, table, value)
     if isinstance(base, dist.Categorical):

@@ -16,6 +16,7 @@ from torch import Tensor
 from .affine import regress
 from .climb import climb
 from .estep import Expectations
+from .factored import learn
 from .families import Args
 from .links import FLOORED, LINKS, UNDIVIDED, floor_of
 from .plan import Plan, Use, prior_share, site_of
@@ -28,6 +29,8 @@ def m_step(program: Program, plan: Plan, params: Params, expected: Expectations,
     params = dict(params)
     for one in plan.regressed:
         params |= regress(program, one, params, expected, program.trace(params))
+    for learned in plan.factored:
+        params |= learn(program, learned, params, expected)
     computed = program.computed(program.trace(params)) if plan.closed and program.runs_model else {}
     for names in plan.batches:
         if len(names) > 1:

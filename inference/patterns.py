@@ -8,6 +8,7 @@ in the statistics of the observed cells: sums are completed once per pattern, no
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -50,8 +51,12 @@ class PatternSums:
         size = tril.shape[-1]
         self.loc = self.args["loc"].expand(*self.shape, size)
         self.covariance = (tril @ tril.mT).expand(*self.shape, size, size)
-        self.weights = [self._weights(pattern) for pattern in self.patterns.distinct]
         self.sums: dict[int, tuple[Tensor, Tensor]] = {}
+
+    @cached_property
+    def weights(self) -> list[tuple[Tensor, Tensor]]:
+        """Of the features of each pattern, and a constant."""
+        return [self._weights(pattern) for pattern in self.patterns.distinct]
 
     def _weights(self, pattern: Pattern) -> tuple[Tensor, Tensor]:
         seen = pattern.seen

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .affine import Affine, find_affine
 from .blocks import find_blocks
+from .factored import Factored, find_factored
 from .families import Ratio, prior_ratio
 from .free import base_constraint
 from .program import Program
@@ -33,6 +34,7 @@ class Plan:
     floor: float  # variances stay above this share of their column's variance
     batches: tuple[tuple[str, ...], ...]  # the closed ones in the order of their updates; those alike go together
     regressed: tuple[Affine, ...]  # by regression
+    factored: tuple[Factored, ...]  # loadings, and what stands beside them
     blocks: Tensor | None  # of the free numbers of the climbed ones, where these fall into small blocks
 
 
@@ -50,8 +52,10 @@ def make_plan(program: Program, floor: float) -> Plan:
     closed = {name: closed[name] for name in order}
     regressed = find_affine(program, climbed)
     climbed = {name: why for name, why in climbed.items() if not any(name in one.names for one in regressed)}
+    factored = find_factored(program, climbed, floor)
+    climbed = {name: why for name, why in climbed.items() if not any(name in one.params for one in factored)}
     blocks = find_blocks(program, tuple(climbed))
-    return Plan(closed, climbed, floor, _batches(program, closed), regressed, blocks)
+    return Plan(closed, climbed, floor, _batches(program, closed), regressed, factored, blocks)
 
 
 def _batches(program: Program, closed: dict[str, tuple[Use, ...]]) -> tuple[tuple[str, ...], ...]:

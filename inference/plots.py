@@ -11,6 +11,7 @@ from .errors import OptionError
 from .plots_bound import bound, decomposition
 from .plots_clusters import clusters
 from .plots_columns import UnfitKind
+from .plots_factors import biplot, loadings
 from .plots_items import curves, information
 from .plots_params import params
 from .plots_raters import confusion
@@ -19,6 +20,8 @@ from .plots_tables import profiles, rates
 
 KINDS: dict[str, Callable[..., Figure]] = {
     "bound": bound,
+    "biplot": biplot,
+    "loadings": loadings,
     "clusters": clusters,
     "params": params,
     "curves": curves,
@@ -32,7 +35,7 @@ KINDS: dict[str, Callable[..., Figure]] = {
 """Name of each kind -> the function of a fit, and data where it takes other than the fit's, that draws it."""
 
 # what a model observes: numbers, categories, counts; before these, whether its rows have latents, and of what kind
-BY_STRUCTURE = ("params", "clusters", "regressions", "confusion", "curves", "profiles", "rates")
+BY_STRUCTURE = ("biplot", "params", "clusters", "regressions", "confusion", "curves", "profiles", "rates")
 
 
 def plot(fit: Any, kind: str | None = None, data: Any = None) -> Figure:
@@ -42,9 +45,10 @@ def plot(fit: Any, kind: str | None = None, data: Any = None) -> Figure:
     ----------
     fit : Fit
     kind : str, optional
-        One of `KINDS`. Without it: "params" of a model whose rows have no latents; "clusters" of one that observes
-        numbers, "profiles" of categories ("curves" where a quantity of each row is computed from its latent,
-        "confusion" where another column says who gave them), "rates" of counts, and "bound" of any other.
+        One of `KINDS`. Without it: "biplot" where normal latents of the rows were summed out; "params" of a model
+        whose rows have no latents; "clusters" of one that observes numbers, "profiles" of categories ("curves" where a
+        quantity of each row is computed from its latent, "confusion" where another column says who gave them), "rates"
+        of counts, and "bound" of any other.
     data : anything `Fit.adapted` takes, optional
         Rows to draw in place of those of the fit.
 

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 from .columns import common_codes
 from .data import Schema
+from .normals import summed_out
 from .plots_columns import UnfitKind
 from .plots_style import DATA, SMALL, color, dress, picture
 from .structure import engine_state
@@ -33,6 +34,8 @@ def params(fit: Any, data: Any = None) -> Figure:
         program, _ = program_on(fit, fit.adapted(data))
     if program.structure.latents:
         raise UnfitKind(f"the rows have a latent, '{next(iter(program.structure.latents))}': try profiles, bound")
+    if summed_out(program):
+        raise UnfitKind("the rows have factors: try biplot, loadings")
     found = {name: value for name, value in fit.params.items() if value.dim() == 1 and len(value) > 1}
     if not found:
         raise UnfitKind("no param of this model is a list of numbers: try bound")

@@ -59,7 +59,7 @@ class Program:
     order: tuple[Elimination, ...]
     base: Tensor | float  # sum of log h(x) over sites, (N,) or a number
     has_missing: bool
-    kept: dict[Any, Tensor] = field(default_factory=dict, compare=False)
+    kept: dict[Any, Any] = field(default_factory=dict, compare=False)
 
     @property
     def runs_model(self) -> bool:
@@ -148,8 +148,9 @@ class Program:
             latent.append(factor.reshape(*factor.shape[: 1 + site.num_latents], *(1,) * self.layout.nesting))
         scored = {name: self.log_factor(trace, name) for name in self.scored}
         patterns = {
-            name: PatternSums(found, flat(args[name], self.products[name]), self._lead(params, name))
+            name: PatternSums(found, whole(flat(args[name], self.products[name]), self.products[name]), lead)
             for name, found in self.patterns.items()
+            for lead in [self._lead(params, name)]
         }
         gathered = {}
         groups: dict[tuple[int, ...], tuple[list[str], list[Tensor], list[Tensor]]] = {}
@@ -274,6 +275,12 @@ def latent_log_prob(site: Site, args: Args) -> Tensor:
     eta, log_normalizer = site.natural(args)
     stats = site.family.statistics_last(site.value, args)
     return (stats * eta).sum(-1) - log_normalizer
+
+
+def whole(args: Args, site: Site) -> Args:
+    """Location and Cholesky factor of a normal family of vectors."""
+    family = site.family
+    return {"loc": args["loc"], "scale_tril": family.cholesky(args)} if hasattr(family, "cholesky") else args
 
 
 def flat(args: Args, site: Site) -> Args:

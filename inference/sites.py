@@ -180,6 +180,14 @@ class Site:
             stats = torch.cat([stats * observed, observed.unsqueeze(0).to(stats)])
         return stats.reshape(-1, value.shape[-1])
 
+    def total(self, rows: slice, args: Args, weights: Tensor | None) -> Tensor:
+        """Statistics of a chunk summed over its rows, (T',)."""
+        value, observed = self.chunk(rows)
+        if observed is None:
+            return self.family.total(value, args, weights).reshape(-1)
+        features = self.features(rows, args)
+        return features.sum(1) if weights is None else features @ weights
+
     def base_measure(self, rows: slice, args: Args) -> Tensor | float:
         """log h(x) of a chunk summed over cells, (n,)."""
         value, observed = self.chunk(rows)

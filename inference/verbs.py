@@ -11,16 +11,19 @@ from .checks import check_values
 from .compiler import compile_program
 from .data import Dataset
 from .derived import Moments, moments
+from .errors import ModelError
+from .normals import normal_moments, normal_posterior, summed_out
 from .program import Program
 from .sites import Params
-from .structure import engine_state, read
+from .structure import engine_state
+from .sum_out import read_exact
 
 
 def program_on(fit: Any, dataset: Dataset) -> tuple[Program, Params]:
     """A fit's model compiled on (new) data under its params. Call inside `engine_state`."""
-    structure = read(fit.pair.model, dataset.values, fit.params)
+    model, structure = read_exact(fit.pair.model, dataset.values, fit.params)
     check_values(structure, dataset.schema)
-    program = compile_program(fit.pair.model, dataset.values, structure)
+    program = compile_program(model, dataset.values, structure)
     return program, {name: value.unsqueeze(0) for name, value in fit.params.items()}
 
 
@@ -35,7 +38,35 @@ def latents(fit: Any, dataset: Dataset) -> dict[str, Tensor | Moments]:
     """Posterior probabilities of each latent of a row, (N, K) or (N, plates, K); moments of what comes of them."""
     with engine_state(fit.seed):
         program, params = program_on(fit, dataset)
-        return {**marginals(program, params), **moments(program, params)}
+        found: dict[str, Tensor | Moments] = {**marginals(program, params)}
+        if summed_out(program):
+            found |= normal_moments(program, params, joint_posterior(program, params))
+        return {**found, **moments(program, params)}
+
+
+def normal_factor(fit: Any, site: str, dataset: Dataset) -> Any:
+    """The posterior of a normal latent of the rows, as a distribution; None of what is no such latent."""
+    with engine_state(fit.seed):
+        program, params = program_on(fit, dataset)
+        if site not in summed_out(program):
+            return None
+        return normal_posterior(program, params, joint_posterior(program, params), site)
+
+
+def joint_posterior(program: Program, params: Params) -> Tensor:
+    """p(z_1..z_M | x_n) of the latents of a row, (N, E): all configurations of a row as one table.
+
+    A latent that is alone, in a plate inside the rows, has a table of its own in each of its cells, (N, *cells, K).
+    """
+    if not program.layout.latents:
+        return torch.ones(program.num_rows, 1)
+    if len(program.layout.latents) == 1:
+        return marginals(program, params)[program.layout.latents[0]]
+    if any(step.plates for step in program.order):
+        raise ModelError(
+            "a latent lies in a plate of its own inside the rows: joint posteriors are not tabulated for it"
+        )
+    return torch.cat([table.reshape(len(table), -1) for table in program.joint_posteriors(params)])
 
 
 def marginals(program: Program, params: Params) -> dict[str, Tensor]:
@@ -68,6 +99,8 @@ def _other_dims(program: Program) -> list[int]:
 def entropy(program: Program, params: Params, weights: Tensor | None) -> float:
     """Sum over rows and latents of the entropy of the posterior (of the joint, where there is one latent), in nats."""
     total = 0.0
+    if not program.structure.latents:
+        return total
     for rows, found in program.posteriors(params):
         for name, table in found.items():
             probs = _marginal(program, name, table)

@@ -1,7 +1,7 @@
 """The models: one a file, grouped by family. Importing this package registers them all."""
 
 from .comparisons import bradley_terry
-from .factors import bayesian_pca, matrix_factorization
+from .factors import analysis, bayesian_pca, matrix_factorization, mixture, pca
 from .measurement import item_response
 from .mixtures import (
     experts,
@@ -19,6 +19,7 @@ from .raters import dawid_skene
 from .registry import register
 
 __all__ = [
+    "analysis",
     "bayesian_pca",
     "bradley_terry",
     "dawid_skene",
@@ -28,8 +29,10 @@ __all__ = [
     "latent_class",
     "matrix_factorization",
     "mixed",
+    "mixture",
     "multinomial",
     "negative_binomial",
+    "pca",
     "poisson",
     "register",
     "regressions",

@@ -147,7 +147,7 @@ def test_a_continuous_latent_of_each_row():
         scale = pyro.param("scale", torch.tensor(1.0), constraint=constraints.positive)
         with pyro.plate("data", len(x)):
             z = pyro.sample("z", dist.Normal(0.0, 1.0))
-            pyro.sample("x", dist.Normal(z, scale), obs=x)
+            pyro.sample("x", dist.StudentT(3.0, z, scale), obs=x)
 
     refuses(ModelError, "em", "'z'", "continuous", "svi", data=X[:, 0], model=Pair(model), inference="em")
 

@@ -1,1 +1,1 @@
-"""Continuous latents behind the columns of a table."""
+"""Rows that follow from a few continuous factors."""
