@@ -11,7 +11,7 @@ from .errors import OptionError
 from .plots_bound import bound, decomposition
 from .plots_clusters import clusters
 from .plots_columns import UnfitKind
-from .plots_factors import biplot, loadings
+from .plots_factors import biplot, loadings, scree
 from .plots_items import curves, information
 from .plots_params import params
 from .plots_raters import confusion
@@ -22,6 +22,7 @@ KINDS: dict[str, Callable[..., Figure]] = {
     "bound": bound,
     "biplot": biplot,
     "loadings": loadings,
+    "scree": scree,
     "clusters": clusters,
     "params": params,
     "curves": curves,
@@ -45,7 +46,7 @@ def plot(fit: Any, kind: str | None = None, data: Any = None) -> Figure:
     ----------
     fit : Fit
     kind : str, optional
-        One of `KINDS`. Without it: "biplot" where normal latents of the rows were summed out; "params" of a model
+        One of `KINDS`. Without it: "biplot" where rows have normal latents that can be summed out; "params" of a model
         whose rows have no latents; "clusters" of one that observes numbers, "profiles" of categories ("curves" where a
         quantity of each row is computed from its latent, "confusion" where another column says who gave them), "rates"
         of counts, and "bound" of any other.

@@ -42,15 +42,13 @@ class Factors(NamedTuple):
 
 
 def read_factors(fit: Any, data: Any) -> Factors:
-    """The one site of a fit whose normal latent was summed out.
+    """The one site of a fit whose normal latent can be summed out, at the centre of what rows share.
 
     Raises
     ------
     UnfitKind
         There is none, or it varies from row to row.
     """
-    if fit.guide:
-        raise UnfitKind("its latents were fitted by a guide: try bound")
     if data is None and fit.data is None:
         raise UnfitKind("the rows' factors need the data that were fitted: pass the data")
     dataset: Dataset = fit.adapted(data)
@@ -76,6 +74,9 @@ def read_factors(fit: Any, data: Any) -> Factors:
     loc, load, scale = (args[name].squeeze(1) for name in ("loc", "factor", "scale"))
     if scores.shape[1] != load.shape[2]:
         raise UnfitKind("its factors are not the latents themselves: try bound")
+    if fit.guide and len(load) == 1:  # of a posterior no factor comes first: the largest do
+        order = load[0].square().sum(0).argsort(descending=True)
+        load, scores = load[..., order], scores[:, order]
     width = loc.shape[1]
     names = dataset.schema.columns
     columns = tuple(names) if names and len(names) == width else tuple(f"x{d}" for d in range(width))
@@ -144,7 +145,7 @@ def _map(axes: Any, found: Factors, k: int, points: np.ndarray) -> None:
             a, b, _short(found.columns[d]), ha="left" if x >= 0 else "right", va="center", fontsize=SMALL, zorder=4
         )
         text.set_path_effects(WHITE)
-    limit = max(1.35 * reach, 1.04 * float(np.abs(pair).max(initial=0.0)))
+    limit = max(1.75 * reach, 1.04 * float(np.abs(pair).max(initial=0.0)))
     axes.set(xlim=(-limit, limit), ylim=(-limit, limit))
     axes.set_aspect("equal", adjustable="box")
 
@@ -206,4 +207,39 @@ def loadings(fit: Any, data: Any = None) -> Figure:
     panels[0].set_yticks(place, [found.columns[d] for d in order])
     how = "correlation with each factor" + (", turned by varimax" if turned.shape[1] > 1 else "")
     figure.supxlabel(how, fontsize=SMALL + 1, x=0.01, ha="left")
+    return figure
+
+
+# --- how many ---------------------------------------------------------------------------------------------------------
+
+
+def scree(fit: Any, data: Any = None) -> Figure:
+    """The variance that each factor explains, over all columns, beside that of the noise in one of them.
+
+    Of a model that empties the factors it does not need, such as `bayesian_pca`, it shows how many it kept.
+
+    Raises
+    ------
+    UnfitKind
+        The rows have no normal latents that can be summed out, or there are several components.
+    """
+    found = read_factors(fit, data)
+    if len(found.loc) > 1:
+        raise UnfitKind("each component has loadings of its own: try biplot")
+    sizes = found.load[0].square().sum(0)
+    total = (sizes.sum() + found.noise[0].sum()).item()
+    noise = found.noise[0].mean().item()
+    figure = picture(fit, 2.4 + 0.8 * max(len(sizes), 4), 4.6)
+    axes = figure.subplots()
+    place = np.arange(1, len(sizes) + 1)
+    axes.bar(place, sizes.numpy(), color=color(0), width=0.66)
+    axes.axhline(noise, color=TOTAL, linestyle="--", linewidth=1.2)
+    for x, size in zip(place, sizes.tolist(), strict=True):
+        axes.text(x, size, percent(size / total), ha="center", va="bottom", fontsize=SMALL)
+    axes.set_xticks(place)
+    kept = int((sizes > noise).sum())
+    dress(
+        axes, f"{count(kept, 'factor')} of {len(sizes)} above the noise of one column", "factor", "variance explained"
+    )
+    legend(figure, [Line2D([], [], color=TOTAL, linestyle="--", label="noise of\none column")], "")
     return figure
