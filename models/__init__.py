@@ -1,9 +1,13 @@
 """The models: one a file, grouped by family. Importing this package registers them all."""
 
 from .comparisons import bradley_terry
+from .hierarchical import normal as hierarchical_normal
 from .measurement import item_response
 from .mixtures import (
+    bayesian_gaussian,
+    bayesian_latent_class,
     experts,
+    gamma_poisson,
     gaussian,
     latent_class,
     mixed,
@@ -14,14 +18,19 @@ from .mixtures import (
     student_t,
     zero_inflated_poisson,
 )
-from .raters import dawid_skene
+from .raters import bayesian_dawid_skene, dawid_skene
 from .registry import register
 
 __all__ = [
+    "bayesian_dawid_skene",
+    "bayesian_gaussian",
+    "bayesian_latent_class",
     "bradley_terry",
     "dawid_skene",
     "experts",
+    "gamma_poisson",
     "gaussian",
+    "hierarchical_normal",
     "item_response",
     "latent_class",
     "mixed",
