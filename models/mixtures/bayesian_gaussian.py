@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ...inference.columns import location_and_variance
 from ...inference.errors import OptionError
+from ...inference.factors import Wishart
 from ...inference.pair import Pair
 from ...inference.starts import kmeans_plusplus
 from ..registry import register
@@ -86,7 +87,7 @@ def bayesian_gaussian_mixture(
     def likelihood(x: Tensor, loc: Tensor, variance: Tensor):  # type: ignore[no-untyped-def]
         D, events = max(variance.numel(), 1), x.dim() - 1
         if covariance == "full" and events:
-            prior = dist.Wishart(torch.tensor(float(D)), precision_matrix=torch.diag(variance))
+            prior = Wishart(torch.tensor(float(D)), precision_matrix=torch.diag(variance))
             precision = pyro.sample("precision", prior.expand([K]).to_event(1))  # (K, D, D)
             return lambda z: dist.MultivariateNormal(loc[z], precision_matrix=precision[z])
         gamma = dist.Gamma(D / 2, variance / 2).expand([K, *x.shape[1:]])
