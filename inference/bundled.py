@@ -26,6 +26,8 @@ BUNDLED: dict[str, str] = {
     "red_mites": "150 apple leaves, European red mites on each (Bliss & Fisher 1953, table 1)",
     "fetal_lamb": "240 intervals of 5 seconds, movements of a fetal lamb (Leroux & Puterman 1992)",
     "anesthesia": "315 grades, 1 to 4, of 45 patients by 5 anaesthetists (Dawid & Skene 1979, table 1)",
+    "eight_schools": "8 schools, effect of coaching on a test and its standard error (Rubin 1981)",
+    "dyestuff": "30 samples from 6 batches of dyestuff, yield in grams (Davies & Goldsmith 1972)",
     "cars": "32 cars of 1973-74: consumption, weight, engine, gears (Henderson & Velleman 1981)",
     "girls": "305 girls, 8 measurements: rows made to have the correlations of Harman (1976, table 2.3)",
     "galaxies": "82 velocities in 1000 km/s, Corona Borealis region (Postman et al. 1986; Roeder 1990)",
@@ -108,6 +110,21 @@ _FREQUENCIES = {
     "fetal_lamb": ("movements", _FETAL_LAMB),
 }
 
+# Rubin (1981), Journal of Educational Statistics 6, 377-401, table 1: estimated effect, standard error.
+_EIGHT_SCHOOLS = """
+A 28 15  B 8 10  C -3 16  D 7 11  E -1 9  F 1 11  G 18 10  H 12 18
+"""
+
+# Davies & Goldsmith (1972), Statistical Methods in Research and Production, table 6.1: a line for each batch.
+_DYESTUFF = """
+1545 1440 1440 1520 1580
+1540 1555 1490 1560 1495
+1595 1550 1605 1510 1560
+1445 1440 1595 1465 1545
+1595 1630 1515 1635 1625
+1520 1455 1450 1480 1445
+"""
+
 # Henderson & Velleman (1981), Biometrics 37, 391-411, from Motor Trend 1974: miles per gallon, displacement (cubic
 # inches), weight (1000 lb), quarter mile (s), cylinders, engine (0 is V), transmission (0 is automatic), gears,
 # carburettors.
@@ -164,6 +181,13 @@ def load_bundled(name: str) -> Any:
         return _cars()
     if name == "girls":
         return girls()
+    if name == "eight_schools":
+        school, effect, error = (_EIGHT_SCHOOLS.split()[i::3] for i in range(3))
+        return _frame({"school": school, "effect": list(map(float, effect)), "standard_error": list(map(float, error))})
+    if name == "dyestuff":
+        batches = zip("ABCDEF", _DYESTUFF.strip().splitlines(), strict=True)
+        batch, grams = zip(*[(name, float(word)) for name, line in batches for word in line.split()], strict=True)
+        return _frame({"batch": batch, "yield": grams})
     if name == "anesthesia":
         return _grades()
     if name in _FREQUENCIES:

@@ -39,6 +39,12 @@ def center_and_variance(value: Tensor) -> tuple[Tensor, Tensor]:
     return center, torch.where(constant[0] >= constant[1], 0.0, variance)
 
 
+def location_and_variance(value: Tensor) -> tuple[Tensor, Tensor]:
+    """`center_and_variance`, for priors scaled by the data: the variance of a constant column is 1."""
+    center, variance = center_and_variance(value)
+    return center, torch.where(variance > 0, variance, 1.0)
+
+
 def num_categories(column: Tensor) -> int:
     """How many codes 0, 1, ... a column of codes needs: its largest value plus one, NaN left out."""
     largest = column.nan_to_num(nan=0.0).max() if column.is_floating_point() else column.max()

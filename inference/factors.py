@@ -362,6 +362,14 @@ class DirichletFactor(FactorFamily):
         return (eta > -1).all(-1)
 
 
+class Wishart(dist.Wishart):
+    """PyTorch's, without what its `rsample` does after drawing: it takes sound draws for singular, and warns."""
+
+    def rsample(self, sample_shape: Any = ()) -> Tensor:
+        drawn: Tensor = self._bartlett_sampling(torch.Size(sample_shape))
+        return drawn
+
+
 class WishartFactor(FactorFamily):
     """t = (log det X, the lower triangle of X), eta = ((df - D - 1) / 2, -V^-1 / 2 with pairs counted twice)."""
 
@@ -406,7 +414,7 @@ class WishartFactor(FactorFamily):
 
     def distribution(self, eta: Tensor) -> Any:
         df, inverse = self._parts(eta)
-        return dist.Wishart(df, precision_matrix=inverse)
+        return Wishart(df, precision_matrix=inverse)
 
     def proper(self, eta: Tensor) -> Tensor:
         df, inverse = self._parts(eta)

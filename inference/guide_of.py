@@ -8,10 +8,10 @@ from typing import Any, NamedTuple, Protocol
 import pyro.distributions as dist
 import torch
 from torch import Tensor
-from torch.distributions import biject_to
 
 from .free import Parts
 from .guides import GuideShape
+from .matrices import bijection
 from .program import Program
 from .structure import Structure, base_of
 
@@ -158,7 +158,7 @@ def derive(structure: Structure, shape: GuideShape, starts: Parts) -> tuple[Norm
     blocks, centers = [], []
     for name, param in structure.params.items():
         if param.prior is not None:
-            transform = biject_to(param.constraint)
+            transform = bijection(param.constraint)
             raw = transform.inv(starts[name])
             normal = shape.name == "mean_field" and has_normal_prior(param.prior["fn"], structure)
             event = len(param.prior["fn"].event_shape)
@@ -181,7 +181,7 @@ def _row_block(name: str, site: Any, structure: Structure, shape: GuideShape) ->
         batch[frame.dim] = frame.size
     del batch[structure.nesting + structure.data_dim]
     fn = site["fn"]
-    transform = biject_to(fn.support)
+    transform = bijection(fn.support)
     event = tuple(transform.inverse_shape(torch.Size(fn.event_shape)))
     normal = shape.name == "mean_field" and has_normal_prior(fn, structure)
     return Block(name, (*batch, *event), transform, len(event), normal)

@@ -17,6 +17,7 @@ from .plots_params import params
 from .plots_raters import confusion
 from .plots_regressions import regressions
 from .plots_tables import profiles, rates
+from .plots_weights import weights
 
 KINDS: dict[str, Callable[..., Figure]] = {
     "bound": bound,
@@ -32,6 +33,7 @@ KINDS: dict[str, Callable[..., Figure]] = {
     "rates": rates,
     "regressions": regressions,
     "decomposition": decomposition,
+    "weights": weights,
 }
 """Name of each kind -> the function of a fit, and data where it takes other than the fit's, that draws it."""
 

@@ -19,6 +19,7 @@ from .plots_read import read_columns
 from .plots_style import DATA, LISTED, SUM_LINE, TEXT, TOTAL, color, count, dress, legend, marker, percent, picture
 
 POINTS = 3000  # rows drawn at most
+EMPTY = 0.5  # rows: a component with fewer among those drawn tells nothing of them, and is left out
 CANDIDATES = 30  # columns whose pairs are compared
 BLUR = 0.1  # of a column's standard deviation
 BINS = (8, 80)  # of a histogram
@@ -66,6 +67,8 @@ def scatter(figure: Figure, axes: Axes, reading: Reading) -> None:
     )
     _draw_rows(axes, points, posterior, imputed, weights)
     for k in range(len(mean)):
+        if posterior[:, k].sum() < EMPTY:
+            continue
         for deviations, line in DEVIATIONS.items():
             shape = ellipse(mean[k, pair], covariance[k], deviations)
             shape.set(facecolor="none", edgecolor=color(k), linestyle=line, linewidth=1.6, zorder=3)

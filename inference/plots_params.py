@@ -21,7 +21,8 @@ MOST = 60  # numbers of a param that are drawn: the largest
 
 
 def params(fit: Any, data: Any = None) -> Figure:
-    """Each list of numbers that was learned, in order of size, with intervals of 95 % by Laplace's approximation.
+    """Each list of numbers that was learned, in order of size, with intervals of 95 %: of its posterior, or, where it
+    was learned as a point, by Laplace's approximation.
 
     Raises
     ------
@@ -39,7 +40,8 @@ def params(fit: Any, data: Any = None) -> Figure:
     found = {name: value for name, value in fit.params.items() if value.dim() == 1 and len(value) > 1}
     if not found:
         raise UnfitKind("no param of this model is a list of numbers: try bound")
-    draws = fit.param_draws(DRAWS)
+    draws = fit.shared_draws(DRAWS, data=data) if fit.guide else fit.param_draws(DRAWS)
+    title = "posterior mean and 95 % interval" if fit.guide else "estimate and 95 % interval (Laplace)"
     tallest = max(min(len(value), MOST) for value in found.values())
     figure = picture(fit, 3.4 + 3.6 * len(found), 1.6 + 0.28 * tallest)
     for axes, (name, value) in zip(np.atleast_1d(figure.subplots(1, len(found))), found.items(), strict=True):
@@ -51,7 +53,7 @@ def params(fit: Any, data: Any = None) -> Figure:
         axes.set_yticks(place, [_names(fit.schema, len(value))[i] for i in order.tolist()])
         axes.grid(axis="x", color=DATA, linewidth=0.6, alpha=0.6)
         axes.margins(y=0.5 / len(order))
-        dress(axes, "estimate and 95 % interval (Laplace)", name)
+        dress(axes, title, name)
         axes.tick_params(axis="y", length=0, labelsize=SMALL)
     return figure
 

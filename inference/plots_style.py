@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from io import BytesIO
 from typing import Any
 
@@ -35,14 +36,17 @@ def picture(fit: Any, width: float, height: float) -> Picture:
 
 
 def headline(fit: Any) -> str:
-    """Model, its hyper-parameters, and the log-likelihood, or its lower bound, that the fit reached."""
+    """Model, its hyper-parameters, and the log-likelihood (and bound) that the fit reached."""
     origin = fit.pair.origin
     name = origin.name if origin else getattr(fit.pair.model, "__name__", "model")
     options = ", ".join(f"{key}={value}" for key, value in origin.hyperparameters.items()) if origin else ""
     doubts = {"not converged": not fit.converged, "degenerate": fit.mode_map[0].degenerate}
     state = f"  ({', '.join(word for word, met in doubts.items() if met)})" if any(doubts.values()) else ""
-    reached = ("lower bound", float(fit.history[-1])) if fit.guide else ("log-likelihood", fit.log_likelihood)
-    return f"{name}{f'({options})' if options else ''}\n{reached[0]} {number(reached[1])}{state}"
+    reached = f"log-likelihood {number(fit.log_likelihood)}"
+    if fit.guide:
+        centre = "" if math.isnan(fit.entropy) else f", {reached} at the centre"
+        reached = f"evidence lower bound {number(fit.history[-1].item())}{centre}"
+    return f"{name}{f'({options})' if options else ''}\n{reached}{state}"
 
 
 def dress(axes: Axes, title: str = "", x: str = "", y: str = "") -> None:

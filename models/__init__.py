@@ -2,9 +2,13 @@
 
 from .comparisons import bradley_terry
 from .factors import analysis, bayesian_pca, matrix_factorization, mixture, pca
+from .hierarchical import normal as hierarchical_normal
 from .measurement import item_response
 from .mixtures import (
+    bayesian_gaussian,
+    bayesian_latent_class,
     experts,
+    gamma_poisson,
     gaussian,
     latent_class,
     mixed,
@@ -15,16 +19,21 @@ from .mixtures import (
     student_t,
     zero_inflated_poisson,
 )
-from .raters import dawid_skene
+from .raters import bayesian_dawid_skene, dawid_skene
 from .registry import register
 
 __all__ = [
     "analysis",
+    "bayesian_dawid_skene",
+    "bayesian_gaussian",
+    "bayesian_latent_class",
     "bayesian_pca",
     "bradley_terry",
     "dawid_skene",
     "experts",
+    "gamma_poisson",
     "gaussian",
+    "hierarchical_normal",
     "item_response",
     "latent_class",
     "matrix_factorization",

@@ -82,11 +82,14 @@ def with_gaps(pair, data, share=0.15):
     """
     found = taken(pair, data)
     values = found.values.double()
+    fns = [site["fn"] for site in observed_sites(pair, data)]
+    if "cavi" in zoo.card(pair.origin.name).inference and any(isinstance(fn, dist.MultivariateNormal) for fn in fns):
+        pytest.skip("cavi takes no vectors of which some cells are missing, and says so")
     holes = torch.rand(values.shape, generator=torch.Generator().manual_seed(0)) < share
     holes[:20] = False
     if values.dim() > 1 and values.shape[1] > 1:
         holes[:, 0] = False
-    if any(isinstance(site["fn"], dist.Multinomial) for site in observed_sites(pair, data)):
+    if any(isinstance(fn, dist.Multinomial) for fn in fns):
         holes = holes[:, 1:2].expand(values.shape)
     return found.schema.decode(torch.where(holes & observed_cells(pair, data), torch.nan, values))
 
@@ -110,17 +113,18 @@ def test_the_model_can_be_read_and_its_card_is_whole(name, pair, data, rows):
     assert name in zoo.list_models(family=card.family)
 
 
-def test_em_improves_on_its_start_and_never_falls(name, pair, data):
-    fit = zoo.fit(pair, data, inference="em", restarts=2)
-    assert fit.history[-1] > fit.history[0]
-    assert (np.diff(fit.history.numpy()) >= -1e-9 * (1 + abs(fit.log_likelihood))).all()
-    assert fit.converged
+def test_coordinate_ascent_improves_on_its_start_and_never_falls(name, pair, data):
+    for inference in set(zoo.card(name).inference) & {"em", "cavi"}:
+        fit = zoo.fit(pair, data, inference=inference, restarts=2)
+        assert fit.history[-1] > fit.history[0]
+        assert (np.diff(fit.history.numpy()) >= -1e-9 * (1 + abs(fit.log_likelihood))).all()
+        assert fit.converged
 
 
 def test_svi_reaches_the_maximum_of_em_from_the_same_start(name, pair, data, rows):
     """From one start in its basin: from far away the two may climb different hills, and either may be the higher."""
-    if "svi" not in zoo.card(name).inference:
-        pytest.skip("its card does not list svi")
+    if not {"svi", "em"} <= set(zoo.card(name).inference):
+        pytest.skip("its card does not list em and svi")
     start = zoo.fit(pair, data, inference="em", max_iters=5, tol=0, seed=1).params
     best = zoo.fit(pair, data, inference="em", start=start)
     fit = zoo.fit(pair, data, inference="svi", guide="delta", start=start)
@@ -129,9 +133,18 @@ def test_svi_reaches_the_maximum_of_em_from_the_same_start(name, pair, data, row
     assert best.log_likelihood - fit.log_likelihood <= 0.01 * rows / 100
 
 
-def test_auto_picks_em_and_says_why(fit):
-    assert fit.inference == "em"
-    assert "EM is exact" in fit.reason
+def test_svi_reaches_the_bound_of_cavi(name, pair, data, rows):
+    """From where CAVI ended, as points: their guides differ in the families of their factors alone."""
+    if not {"svi", "cavi"} <= set(zoo.card(name).inference):
+        pytest.skip("its card does not list cavi and svi")
+    best = zoo.fit(pair, data, inference="cavi", restarts=3, seed=1)
+    fit = zoo.fit(pair, data, inference="svi", guide="mean_field", start=best.params, num_steps=400, tol=0)
+    assert abs(fit.history[-1] - best.history[-1]) <= 0.1 * rows
+
+
+def test_auto_picks_the_first_inference_of_the_card_and_says_why(name, fit):
+    assert fit.inference == zoo.card(name).inference[0]
+    assert {"em": "EM is exact", "cavi": "conjugate"}[fit.inference] in fit.reason
     assert fit.reason in fit.summary()
 
 
@@ -139,7 +152,8 @@ def test_scores_are_one_finite_number_per_row_and_sum_to_the_log_likelihood(fit,
     score = fit.score(data)
     assert score.shape == (rows,)
     assert torch.isfinite(score).all()
-    assert score.sum().item() == pytest.approx(fit.log_likelihood, rel=1e-10)
+    if fit.score_kind == "exact":
+        assert score.sum().item() == pytest.approx(fit.log_likelihood, rel=1e-10)
 
 
 def test_posteriors_are_probabilities(fit, data, rows):
@@ -175,7 +189,7 @@ def test_a_saved_fit_scores_bitwise_the_same(fit, data, tmp_path):
 @pytest.mark.filterwarnings("ignore:Estimated shape parameter of Pareto:UserWarning")
 @pytest.mark.filterwarnings("ignore:invalid value encountered in scalar divide:RuntimeWarning")
 def test_arviz_opens_it_and_summary_and_loo_run(fit, data, rows):
-    posterior = fit.to_arviz(draws="laplace", num_draws=300)
+    posterior = fit.to_arviz(draws=None if fit.guide else "laplace", num_draws=100 if fit.guide else 300)
     assert set(fit.params) <= set(posterior.posterior.data_vars)
     assert set(fit.latents(data)) <= set(posterior.posterior.data_vars)
     groups = set(posterior.groups())
@@ -187,6 +201,8 @@ def test_arviz_opens_it_and_summary_and_loo_run(fit, data, rows):
 
 
 def test_one_draw_is_what_em_found(fit):
+    if fit.guide:
+        pytest.skip("its latents have a distribution, so there is no one draw")
     posterior = fit.to_arviz().posterior
     assert (posterior.sizes["chain"], posterior.sizes["draw"]) == (1, 1)
     for name, value in fit.params.items():

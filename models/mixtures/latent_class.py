@@ -90,12 +90,7 @@ def latent_class(num_classes: int = 2, covariates: Sequence[str | int] = ()) -> 
                 pyro.sample(f"x_{j}", dist.Categorical(column[z]), obs=x[:, j])
 
     def initialize(data: Tensor | Answers, generator: torch.Generator) -> Mapping[str, Tensor]:
-        """Class profiles drawn at random, uniform on the simplex."""
-        x = data.x if isinstance(data, Answers) else data
-        return {
-            f"probs_{j}": torch.empty(K, num_categories(x[:, j])).exponential_(generator=generator).pow(0.5).softmax(-1)
-            for j in range(x.shape[1])
-        }
+        return profiles(data.x if isinstance(data, Answers) else data, K, generator)
 
     def arrange(table: Tensor, schema: Schema) -> Answers:
         given = places(schema, table.shape[1], covariates, "covariates")
@@ -103,3 +98,10 @@ def latent_class(num_classes: int = 2, covariates: Sequence[str | int] = ()) -> 
         return Answers(table[:, answers], inputs(table, schema, given, "a covariate"))
 
     return Pair(model, initialize=initialize, arrange=arrange if covariates else None)
+
+
+def profiles(x: Tensor, classes: int, generator: torch.Generator) -> Mapping[str, Tensor]:
+    """Class profiles drawn at random, ``probs_j`` (K, C_j) for each column of answers."""
+    sizes = [num_categories(column) for column in x.unbind(1)]
+    drawn = [torch.empty(classes, size).exponential_(generator=generator).pow(0.5).softmax(-1) for size in sizes]
+    return {f"probs_{j}": profile for j, profile in enumerate(drawn)}

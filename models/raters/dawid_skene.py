@@ -14,7 +14,16 @@ from ...inference.columns import num_categories
 from ...inference.errors import OptionError
 from ...inference.pair import Pair
 from ..registry import register
-from .table import confusion_counts, ratings, require_comparable, require_known, votes
+from .table import (
+    around_votes,
+    confusion_counts,
+    confusion_start,
+    one_coin,
+    ratings,
+    require_comparable,
+    require_known,
+    shares,
+)
 
 VARIANTS = ("full", "one_coin", "hierarchical")
 
@@ -96,28 +105,21 @@ def dawid_skene(variant: str = "full", strength: float = 5.0, expected: float = 
             return pyro.param("confusion", population.expand(J, K, K).clone(), constraint=constraints.simplex)
         return pyro.sample("confusion", dist.Dirichlet(1 + strength * population).expand([J, K]).to_event(2))
 
-    def one_coin(accuracy: Tensor, K: int) -> Tensor:
-        right = torch.eye(K)
-        return accuracy * right + (1 - accuracy) / max(K - 1, 1) * (1 - right)
-
     def initialize(x: Tensor, generator: torch.Generator) -> Iterator[Mapping[str, Tensor]]:
         """What the majority vote says of classes and raters; then votes drawn anew around it."""
         require_comparable(x)
-        vote = votes(x, num_categories(x[..., 1]))
-        yield start(x, vote)
-        while True:
-            yield start(x, torch._standard_gamma(vote + 0.5, generator=generator))
+        for vote in around_votes(x, generator):
+            yield start(x, vote)
 
     def start(x: Tensor, vote: Tensor) -> Mapping[str, Tensor]:
         J, K = num_categories(x[..., 0]), vote.shape[1]
-        classes = torch.where(vote.sum(1, keepdim=True) > 0, vote, 1.0)
-        classes = classes / classes.sum(1, keepdim=True)
-        counts, weights = confusion_counts(x, classes, J), classes.mean(0)
-        if variant == "one_coin":
-            right = counts.diagonal(dim1=1, dim2=2).sum(1)
-            return {"weights": weights, "accuracy": (right + 1) / (counts.sum((1, 2)) + 2)}
-        counts = counts if variant == "full" else counts + strength * one_coin(torch.tensor(expected), K)
-        counts = torch.where(counts.sum(-1, keepdim=True) > 0, counts, 1.0)  # who met no item of a class may say any
-        return {"weights": weights, "confusion": counts / counts.sum(-1, keepdim=True)}
+        if variant == "hierarchical":
+            return confusion_start(x, vote, strength * one_coin(torch.tensor(expected), K))
+        if variant == "full":
+            return confusion_start(x, vote, 0.0)
+        classes = shares(vote)
+        counts = confusion_counts(x, classes, J)
+        right = counts.diagonal(dim1=1, dim2=2).sum(1)
+        return {"weights": classes.mean(0), "accuracy": (right + 1) / (counts.sum((1, 2)) + 2)}
 
     return Pair(model, initialize=initialize, arrange=ratings, by="item")

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+
 import torch
 from torch import Tensor
 
+from ...inference.columns import num_categories
 from ...inference.data import DataError, Schema
 
 COLUMNS = ("rater", "label")
@@ -66,3 +69,33 @@ def confusion_counts(x: Tensor, classes: Tensor, raters: int) -> Tensor:
     cell = x[..., 0][seen].long() * labels + x[..., 1][seen].long()
     counts = torch.zeros(raters * labels, labels, dtype=classes.dtype, device=x.device)
     return counts.index_add(0, cell, classes[item]).reshape(raters, labels, labels).mT
+
+
+def one_coin(accuracy: Tensor, labels: int) -> Tensor:
+    """Error matrices (..., K, K) of raters who are right with one probability (..., 1, 1), and wrong in all ways
+    alike.
+    """
+    right = torch.eye(labels)
+    return accuracy * right + (1 - accuracy) / max(labels - 1, 1) * (1 - right)
+
+
+def around_votes(x: Tensor, generator: torch.Generator) -> Iterator[Tensor]:
+    """The votes (N, K); then votes drawn anew around them, without end."""
+    vote = votes(x, num_categories(x[..., 1]))
+    yield vote
+    while True:
+        yield torch._standard_gamma(vote + 0.5, generator=generator)
+
+
+def shares(vote: Tensor) -> Tensor:
+    """Each item's share of every class (N, K); all alike where it has no vote."""
+    classes = torch.where(vote.sum(1, keepdim=True) > 0, vote, 1.0)
+    return classes / classes.sum(1, keepdim=True)
+
+
+def confusion_start(x: Tensor, vote: Tensor, prior: Tensor | float) -> Mapping[str, Tensor]:
+    """Class weights (K,) and error matrices (J, K, K) as votes have them, beside counts of a prior."""
+    classes = shares(vote)
+    counts = confusion_counts(x, classes, num_categories(x[..., 0])) + prior
+    counts = torch.where(counts.sum(-1, keepdim=True) > 0, counts, 1.0)  # who met no item of a class may say any
+    return {"weights": classes.mean(0), "confusion": counts / counts.sum(-1, keepdim=True)}
