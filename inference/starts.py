@@ -154,6 +154,21 @@ def _checked(given: Mapping[str, Any], declared: dict[str, Tensor], source: str 
     return out
 
 
+def mixed_rows(counts: Tensor, num: int, generator: torch.Generator, share: int = 10) -> Tensor:
+    """Profiles (num, V) of counts: each the mean of a few rows drawn at random, half way to the mean of all.
+
+    Rows of totals far apart count alike; so do cells, whose total over the profiles is near that of the mean row.
+    """
+    x = counts.double().nan_to_num(nan=0.0)
+    mean = x.mean(0)
+    size = max(1, min(share, len(x) // (2 * num)))
+    unit = x / x.sum(1, keepdim=True).clamp_min(1.0)
+    own = torch.stack([unit[torch.randint(len(x), (size,), generator=generator)].mean(0) for _ in range(num)])
+    noise = 0.75 + 0.5 * torch.rand(own.shape, generator=generator, dtype=torch.float64)
+    floor = mean.clamp_min(1e-3 * float(mean.mean()) + 1e-12)
+    return 0.5 * (own * mean.sum() + floor) * noise
+
+
 def random_regressions(
     inputs: Tensor, response: Tensor, num: int, generator: torch.Generator
 ) -> tuple[Tensor, Tensor, Tensor]:

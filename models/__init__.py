@@ -16,14 +16,17 @@ from .mixtures import (
 )
 from .raters import dawid_skene
 from .registry import register
+from .topics import gamma_poisson_factorization, lda
 
 __all__ = [
     "bradley_terry",
     "dawid_skene",
     "experts",
+    "gamma_poisson_factorization",
     "gaussian",
     "item_response",
     "latent_class",
+    "lda",
     "mixed",
     "multinomial",
     "negative_binomial",
