@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .allocated import GUIDE
 from .allocating import (
+    COLD,
     Allocating,
     Block,
     Rows,
@@ -43,7 +44,7 @@ from .structure import Structure
 
 SEEN = 2_000  # rows of a sparse matrix that `initialize` is given
 NOISE = 1e-4  # a pass over batches moves the bound by chance alone by about this share of it
-LOCAL = 100  # updates of a batch's rows at most
+LOCAL = 20  # updates of a batch's rows at most
 STILL = 1e-3  # mean change of their natural parameters that ends these
 
 
@@ -70,7 +71,8 @@ def fit_allocation(
     with one_thread() as workers:
         if batch_size is None:
             steps = Allocating(allocation, make_blocks(allocation), share, workers)
-            begun = [steps.start(value) for value in starts]
+            given = bool(start) and allocation.shared.name in (start or {})
+            begun = [steps.start(value, 0 if given and not r else COLD) for r, value in enumerate(starts)]
             together = {name: torch.stack([one[name][0] for one in begun]) for name in begun[0]}
             found, failed = Runner(steps, Stop(tol), max_iters, "cavi", settle=0).all(together, progress)
         else:

@@ -149,7 +149,7 @@ def _scores(found: Allocated, place: int, beta: Tensor, num: int) -> Tensor:
     allocation, block, eta = found.allocation, found.blocks[place], found.etas[place]
     beta = beta.mT.contiguous()
     rate = beta * allocation.column_factor.unsqueeze(1)
-    rows = Rows(allocation, block, Shared(beta, torch.zeros(len(beta)), rate, rate.sum(0)))
+    rows = Rows(allocation, block, Shared(beta, beta.float(), torch.zeros(len(beta)), rate, rate.sum(0)))
     exposure = rows.exposure
     prior, family, bags = allocation.rows.prior, allocation.rows.family, block.bags
     assert prior is not None

@@ -11,6 +11,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -27,8 +28,12 @@ from .sites import Params
 
 BLOCK = 1 << 18  # cells of a block of rows
 TINY = 1e-300
+SINGLE = 10_000_000  # cells times K: updates of rows take place in single precision above it, the bound never does
+FAINT = 1e-25  # below it single precision is not to be trusted
 FIRST = 20  # updates of the rows' factors in the first pass; later ones begin where the last ended
 LATER = 2
+COLD = 15  # sweeps of a start, with FEW updates of rows that begin anew in each
+FEW = 5
 
 
 class Block(NamedTuple):
@@ -36,14 +41,16 @@ class Block(NamedTuple):
 
     place: Tensor  # (n,) numbers of the rows
     bags: Bags
-    starts: Tensor  # (n + 1,)
+    starts: Tensor  # (n + 1,) int32, as the columns: half the memory to read
+    columns: Tensor  # (cells,)
     by_column: tuple[Tensor, Tensor, Tensor]  # starts (V + 1,), rows, and the cells in that order
+    single: Tensor | None  # counts in single precision, where that serves
     missing: Tensor | None  # (n, V) sparse, 1 where a cell is missing
     base: Tensor  # (n,) sum over cells of log h(x), the model's constants included
 
     def matrix(self, values: Tensor) -> Tensor:
         """(n, V) sparse, of values like the cells."""
-        return _csr(self.starts, self.bags.index, values, (len(self.bags), self.bags.width))
+        return _csr(self.starts, self.columns, values, (len(self.bags), self.bags.width))
 
     def transposed(self, values: Tensor) -> Tensor:
         """(V, n) sparse."""
@@ -52,13 +59,13 @@ class Block(NamedTuple):
 
 
 def _csr(starts: Tensor, index: Tensor, values: Tensor, size: tuple[int, int]) -> Tensor:
-    return torch.sparse_csr_tensor(starts, index, values, size, check_invariants=False)
+    return torch.sparse_csr_tensor(starts, index, values, size, check_invariants=False)  # made of sound parts
 
 
 def make_block(allocation: Allocation, place: Tensor) -> Block:
     """Rows of an allocation's counts by number."""
     bags = allocation.counts.pick(place)
-    by_column = _by_column(bags)
+    large = len(allocation.counts.index) * allocation.size > SINGLE
     missing = None
     if bags.missing is not None and allocation.poisson:
         ones = torch.ones(len(bags.missing), dtype=torch.float64)
@@ -71,14 +78,16 @@ def make_block(allocation: Allocation, place: Tensor) -> Block:
         base = base + bags.totals * _of_rows(allocation.row_factor, place).log()
     else:
         base = base + (bags.totals + 1).lgamma()
-    return Block(place, bags, bags.starts, by_column, missing, base)
+    single = bags.count.float() if large else None
+    return Block(place, bags, bags.starts.int(), bags.index.int(), _by_column(bags), single, missing, base)
 
 
 def _by_column(bags: Bags) -> tuple[Tensor, Tensor, Tensor]:
     """Starts (V + 1,), rows (cells,), and the cells in the order of columns."""
     number = np.arange(len(bags.index))
     rows = csr_array((number, bags.index.numpy(), bags.starts.numpy()), shape=(len(bags), bags.width)).tocsc()
-    return tuple(torch.from_numpy(part.astype(np.int64)) for part in (rows.indptr, rows.indices, rows.data))
+    starts, index = (torch.from_numpy(part.astype(np.int32)) for part in (rows.indptr, rows.indices))
+    return starts, index, torch.from_numpy(rows.data)
 
 
 def make_blocks(allocation: Allocation) -> list[Block]:
@@ -109,6 +118,7 @@ class Shared(NamedTuple):
     """What the rows need of q(beta)."""
 
     weights: Tensor  # (V, K) b, each column's largest 1
+    single: Tensor  # the same in single precision
     shift: Tensor  # (V,) log of that largest
     rate: Tensor  # (V, K) d_v E beta
     total: Tensor  # (K,) its sum over columns
@@ -130,7 +140,8 @@ def expect_shared(allocation: Allocation, state: Tensor) -> Shared:
     log, mean = log.mT.contiguous(), mean.mT.contiguous()
     shift = log.amax(1)
     rate = mean * allocation.column_factor.unsqueeze(1)
-    return Shared((log - shift.unsqueeze(1)).exp(), shift, rate, rate.sum(0))
+    weights = (log - shift.unsqueeze(1)).exp()
+    return Shared(weights, weights.float(), shift, rate, rate.sum(0))
 
 
 def expectations(side: Side, state: Tensor) -> tuple[Tensor, Tensor]:
@@ -184,14 +195,23 @@ class Rows(NamedTuple):
 
     def ratios(self, weights: Tensor) -> tuple[Tensor, Tensor]:
         """x / s and s at the cells, s over the shifts."""
-        bags = self.block.bags
-        blank = self.block.matrix(torch.zeros_like(bags.count))
-        s = torch.sparse.sampled_addmm(blank, weights, self.shared.weights.mT, beta=0.0).values().clamp_min(TINY)
-        return bags.count / s, s
+        s = self._sampled(weights, self.shared.weights, self.block.bags.count).clamp_min_(TINY)
+        return self.block.bags.count / s, s
+
+    def _sampled(self, weights: Tensor, shared: Tensor, like: Tensor) -> Tensor:
+        blank = self.block.matrix(torch.zeros_like(like))
+        return torch.sparse.sampled_addmm(blank, weights, shared.mT, beta=0.0).values()
 
     def update(self, eta: Tensor, rate: Tensor) -> Tensor:
         """The optimal factor given the allocation that is optimal under the factor `eta`."""
         weights, _ = self.weights(eta)
+        single = self.block.single
+        if single is not None:
+            faint = weights.float()
+            s = self._sampled(faint, self.shared.single, single)
+            if not len(s) or s.min() > FAINT:
+                found = (self.block.matrix(single / s) @ self.shared.single).double()
+                return self.from_counts(weights * found, rate)
         ratio, _ = self.ratios(weights)
         return self.from_counts(weights * (self.block.matrix(ratio) @ self.shared.weights), rate)
 
@@ -224,7 +244,7 @@ class Rows(NamedTuple):
         eta = self.start() if eta is None else eta
         for _ in range(updates):
             before, eta = eta, self.update(eta, rate)
-            if tol and bool(((eta - before).abs().flatten(1).mean(1) <= tol).all()):
+            if tol and float((eta - before).abs().flatten(1).mean(1).max()) <= tol:
                 break
         return self.leave(eta, rate, share)
 
@@ -295,13 +315,26 @@ class Allocating:
     def together(self) -> bool:
         return False
 
-    def start(self, value: Tensor) -> Params:
-        """The state at a value (K, V) of beta, its factor as narrow as if it had counted an even share of the data."""
+    def start(self, value: Tensor, cold: int = 0) -> Params:
+        """The state at a value (K, V) of beta, its factor as narrow as if it had counted an even share of the data;
+        after some sweeps in which rows begin anew.
+
+        A row that has once settled on some k seldom leaves them: rows that kept what they found while beta still knew
+        little would hold it there.
+        """
         allocation = self.allocation
         shared = start_of(allocation, value)
+        for _ in range(cold):
+            known = expect_shared(allocation, shared)
+            found = self.each(partial(self._cold, known), self.weights)
+            counts, exposure = sum_of([f.counts for f in found]), sum_of([f.exposure for f in found])
+            shared = update_shared(allocation, known, counts, exposure)
         expected = expect_shared(allocation, shared)
         swept = self.each(lambda block, _: Rows(allocation, block, expected).run(None, FIRST, 0.0, None).eta, None)
         return {allocation.rows.name: torch.cat(swept).unsqueeze(0), allocation.shared.name: shared.unsqueeze(0)}
+
+    def _cold(self, shared: Shared, block: Block, share: Tensor | None) -> Pass:
+        return Rows(self.allocation, block, shared).run(None, FEW, 0.0, share)
 
     def bounds(self, state: Params) -> tuple[list[float], Any]:
         with torch.no_grad():

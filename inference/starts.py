@@ -154,19 +154,16 @@ def _checked(given: Mapping[str, Any], declared: dict[str, Tensor], source: str 
     return out
 
 
-def mixed_rows(counts: Tensor, num: int, generator: torch.Generator, share: int = 10) -> Tensor:
-    """Profiles (num, V) of counts: each the mean of a few rows drawn at random, half way to the mean of all.
+def near_mean(counts: Tensor, num: int, generator: torch.Generator, spread: float = 0.1) -> Tensor:
+    """Profiles (num, V) of counts: the mean row, each cell moved by chance by about a share `spread` of itself.
 
-    Rows of totals far apart count alike; so do cells, whose total over the profiles is near that of the mean row.
+    From so near a point where all profiles are alike they part along what tells rows apart most; profiles that begin
+    as single rows keep to these.
     """
-    x = counts.double().nan_to_num(nan=0.0)
-    mean = x.mean(0)
-    size = max(1, min(share, len(x) // (2 * num)))
-    unit = x / x.sum(1, keepdim=True).clamp_min(1.0)
-    own = torch.stack([unit[torch.randint(len(x), (size,), generator=generator)].mean(0) for _ in range(num)])
-    noise = 0.75 + 0.5 * torch.rand(own.shape, generator=generator, dtype=torch.float64)
-    floor = mean.clamp_min(1e-3 * float(mean.mean()) + 1e-12)
-    return 0.5 * (own * mean.sum() + floor) * noise
+    mean = counts.double().nan_to_num(nan=0.0).mean(0)
+    mean = mean.clamp_min(1e-3 * float(mean.mean()) + 1e-12)
+    noise = torch.randn(num, len(mean), generator=generator, dtype=torch.float64)
+    return mean * (spread * noise).exp()
 
 
 def random_regressions(

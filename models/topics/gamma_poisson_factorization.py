@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...inference.errors import OptionError
 from ...inference.pair import Pair
-from ...inference.starts import mixed_rows
+from ...inference.starts import near_mean
 from ..registry import register
 
 
@@ -66,6 +66,6 @@ def gamma_poisson_factorization(
             pyro.sample("x", dist.Poisson(theta @ beta).to_event(1), obs=x)
 
     def initialize(x: Tensor, generator: torch.Generator) -> Mapping[str, Tensor]:
-        return {"beta": mixed_rows(x, K, generator)}
+        return {"beta": near_mean(x, K, generator)}
 
     return Pair(model, initialize=initialize)

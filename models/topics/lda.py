@@ -13,7 +13,7 @@ from torch import Tensor
 from ...inference.counts import RowMultinomial
 from ...inference.errors import OptionError
 from ...inference.pair import Pair
-from ...inference.starts import mixed_rows
+from ...inference.starts import near_mean
 from ..registry import register
 
 
@@ -75,7 +75,7 @@ def lda(
             pyro.sample("words", RowMultinomial(docs.sum(-1), theta @ topics), obs=docs)
 
     def initialize(docs: Tensor, generator: torch.Generator) -> Mapping[str, Tensor]:
-        topics = mixed_rows(docs, K, generator)
+        topics = near_mean(docs, K, generator)
         return {"topics": topics / topics.sum(-1, keepdim=True)}
 
     return Pair(model, initialize=initialize)
