@@ -354,7 +354,9 @@ def _check_counts(counts: Bags, site: str, poisson: bool, schema: Schema, shared
 
 
 def check_columns(allocation: Allocation, schema: Schema) -> None:
-    """A column that counts nothing tells nothing: in training, where no prior smooths it, it is an error."""
+    """A column that counts nothing: in training an error where no prior smooths it, for it would be held impossible."""
+    if allocation.shared.prior is not None:
+        return
     counts = allocation.counts
     seen = torch.bincount(counts.index, minlength=counts.width) > 0
     if counts.missing is not None:
@@ -364,7 +366,10 @@ def check_columns(allocation: Allocation, schema: Schema) -> None:
     column = int((~seen).nonzero()[0])
     names = schema.columns
     label = repr(names[column]) if names and len(names) == counts.width else str(column)
-    raise DataError(f"data: column {label} is 0 in every row: drop it (there are {int((~seen).sum())} such columns)")
+    raise DataError(
+        f"data: column {label} is 0 in every row, and '{allocation.shared.name}', a param, would hold it impossible: "
+        f"drop it (there are {int((~seen).sum())} such columns), or give '{allocation.shared.name}' a prior"
+    )
 
 
 __all__ = ["Allocation", "Side", "check_columns", "read_allocation", "sample_of", "slice_rows"]
