@@ -16,6 +16,7 @@ from .plots_params import params
 from .plots_raters import confusion
 from .plots_regressions import regressions
 from .plots_tables import profiles, rates
+from .plots_topics import mixtures, topics
 
 KINDS: dict[str, Callable[..., Figure]] = {
     "bound": bound,
@@ -24,6 +25,8 @@ KINDS: dict[str, Callable[..., Figure]] = {
     "curves": curves,
     "information": information,
     "confusion": confusion,
+    "topics": topics,
+    "mixtures": mixtures,
     "profiles": profiles,
     "rates": rates,
     "regressions": regressions,
@@ -32,7 +35,7 @@ KINDS: dict[str, Callable[..., Figure]] = {
 """Name of each kind -> the function of a fit, and data where it takes other than the fit's, that draws it."""
 
 # what a model observes: numbers, categories, counts; before these, whether its rows have latents, and of what kind
-BY_STRUCTURE = ("params", "clusters", "regressions", "confusion", "curves", "profiles", "rates")
+BY_STRUCTURE = ("topics", "params", "clusters", "regressions", "confusion", "curves", "profiles", "rates")
 
 
 def plot(fit: Any, kind: str | None = None, data: Any = None) -> Figure:
@@ -42,7 +45,7 @@ def plot(fit: Any, kind: str | None = None, data: Any = None) -> Figure:
     ----------
     fit : Fit
     kind : str, optional
-        One of `KINDS`. Without it: "params" of a model whose rows have no latents; "clusters" of one that observes
+        One of `KINDS`. Without it: "topics" of a model whose rows mix shared profiles of counts; "params" of a model whose rows have no latents; "clusters" of one that observes
         numbers, "profiles" of categories ("curves" where a quantity of each row is computed from its latent,
         "confusion" where another column says who gave them), "rates" of counts, and "bound" of any other.
     data : anything `Fit.adapted` takes, optional
