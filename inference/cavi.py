@@ -12,7 +12,7 @@ from .allocate import fit_allocation
 from .allocation import read_allocation, sample_of
 from .bags import Bags, densified
 from .begin import first_starts, take_in
-from .checks import check_counts, check_options, check_seed, check_values, row_weights
+from .checks import check_counts, check_options, check_rows, check_seed, check_values, row_weights
 from .compiler import compile_program
 from .conjugate import MeanField
 from .data import num_rows
@@ -29,8 +29,12 @@ from .pair import Pair
 from .runner import Runner
 from .schedule import Schedule
 from .sites import Params
-from .structure import engine_state, read
+from .starts import jitter
+from .structure import Structure, engine_state, read
 from .sweeps import Sweeps
+from .symbols import plain as plain_values
+
+LARGE = 100_000  # entries of a bilinear site
 
 
 def cavi(
@@ -38,7 +42,7 @@ def cavi(
     data: Any,
     *,
     max_iters: int = 10_000,
-    tol: float = 1e-9,
+    tol: float = 1e-7,
     restarts: int = 1,
     seed: int = 0,
     weights: Any = None,
@@ -46,6 +50,7 @@ def cavi(
     m_steps: int = 20,
     batch_size: int | None = None,
     schedule: Schedule | None = None,
+    accelerate: bool | None = None,
     device: str | torch.device | None = None,
     progress: bool | None = None,
 ) -> Fit:
@@ -79,6 +84,8 @@ def cavi(
         an estimate of the bound for each pass, and last the bound. Default: all rows in each sweep.
     schedule : Schedule, optional
         Sizes of these steps.
+    accelerate : bool, optional
+        Leap ahead where two sweeps were heading (SQUAREM), if the bound gains by it. Default: where latents multiply.
     device : str, optional
         Where to compute. Default: where the data are.
     progress : bool, optional
@@ -138,10 +145,19 @@ def cavi(
         check_values(structure, dataset.schema)
         field = mean_field(pair.model, dataset.values, structure)
         plain = compile_program(pair.model, dataset.values, structure)
+        cells = {} if field.bilinear else label_cells(plain)
+        check_rows(structure, cells, structure.num_rows)
         generator = torch.Generator().manual_seed(seed)
         starts = first_starts(pair, dataset.values, plain, restarts, generator, start)
-        with one_thread() as workers:
-            sweeps = Sweeps(field, share, m_steps, workers)
+        if field.bilinear and pair.initialize is None and start is None:  # at its prior mean a product stays there
+            starts = jittered(starts, structure, generator)
+        lead = max((len(value) for value in starts.values()), default=1)
+        for name in structure.continuous:  # updated first, so that their own start is never used
+            value = plain_values(structure.trace.nodes[name]["value"]).double()
+            starts[name] = value.expand(lead, *value.shape)
+        small = all(one.size < LARGE for one in field.bilinear.values())  # torch's own threads serve large products
+        with one_thread(when=small) as workers:
+            sweeps = Sweeps(field, share, m_steps, workers, bool(field.bilinear) if accelerate is None else accelerate)
             runner = Runner(sweeps, Stop(tol), max_iters, "cavi")
             found, failed = runner.all(_begin(sweeps, starts), progress)
         outcomes = [_centred(field, one, starts) for one in found]
@@ -152,17 +168,24 @@ def cavi(
             dataset,
             plain,
             best,
-            map_modes(outcomes, label_cells(plain), failed),
+            map_modes(outcomes, cells, failed),
             share,
             inference="cavi",
             seed=seed,
             weights=weights,
             guide=GUIDE,
-            guide_parts={n: eta for n, eta in state.items() if not isinstance(field.families[n], Point)},
+            guide_parts={n: eta for n, eta in state.items() if n in field.priors and n in structure.params},
         )
     if tol > 0 and not fit.converged:
         warn(f"cavi: stopped after {len(fit.history) - 1} sweeps before the tolerance was met: raise max_iters or tol")
     return fit
+
+
+def jittered(starts: Params, structure: Structure, generator: torch.Generator) -> Params:
+    """Every start moved a little at random."""
+    lead = max(len(value) for value in starts.values())
+    each = [jitter({name: value[r] for name, value in starts.items()}, structure, generator) for r in range(lead)]
+    return {name: torch.stack([one[name] for one in each]) for name in starts}
 
 
 def _begin(sweeps: Sweeps, starts: Params) -> Params:
@@ -177,14 +200,17 @@ def _begin(sweeps: Sweeps, starts: Params) -> Params:
 def _centred(field: MeanField, one: Outcome, starts: Params) -> Outcome:
     """An outcome by the means of its factors."""
     params = centers(field, one.params)
-    return replace(one, params=params, start={name: value[0] for name, value in starts.items()})
+    return replace(one, params=params, start={name: starts[name][0] for name in params})
 
 
 def centers(field: MeanField, state: Params) -> Params:
     """The mean of each factor, and params as they are."""
     out = {}
+    structure = field.program.structure
     for name, value in state.items():
+        if name not in structure.params:  # of a row: found again from the shared ones
+            continue
         family = field.families[name]
         center = value if isinstance(family, Point) else family.center(value.unsqueeze(0)).squeeze(0)
-        out[name] = center.reshape(field.program.structure.params[name].value.shape)
+        out[name] = center.reshape(structure.params[name].value.shape)
     return out

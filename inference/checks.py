@@ -71,20 +71,20 @@ def row_weights(weights: Any, num_rows: int, device: Any) -> Tensor | None:
     return out
 
 
-def check_latents(structure: Structure, num_rows: float) -> None:
-    """Exact EM needs every latent of a row to be enumerable, and rows enough for what it should tell apart."""
+def check_latents(structure: Structure) -> None:
+    """Exact EM needs every latent of a row to be enumerable."""
     if structure.continuous:
         name = structure.continuous[0]
         raise ModelError(
             f"em: site '{name}' is a continuous latent of each row, which cannot be summed out: "
             f'discretise it on nodes (Categorical over fixed points), or use inference="svi"'
         )
+
+
+def check_rows(structure: Structure, owning: Iterable[str], num_rows: int) -> None:
+    """Rows enough: two at least, and as many as a latent has values, where these own params of their own."""
     if num_rows < 2 and structure.latents:
         raise DataError("the data have one row: a latent variable model needs at least two")
-
-
-def check_labels(structure: Structure, owning: Iterable[str], num_rows: int) -> None:
-    """A latent whose values own params of their own cannot have more values than there are rows."""
     for name in owning:
         latent = structure.latents[name]
         if latent.cardinality > num_rows:

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .bilinear import Bilinear
 from .estep import Expectations
 from .expected import Expected
 from .factors import FactorFamily, MultivariateNormalFactor, Point
@@ -65,12 +66,15 @@ class MeanField:
         Latent -> its own density.
     wanted : dict
         Key -> the moment that `moments` keeps under it.
+    bilinear : dict
+        Observed sites whose location multiplies latents.
     """
 
     program: Program
     families: dict[str, FactorFamily]
     priors: dict[str, Prior]
     wanted: dict[str, Moment]
+    bilinear: dict[str, Bilinear]
 
     def moments(self, means: Means, sites: Collection[str] | None = None) -> Params:
         """Everything that arguments are gathered from, (R, cells); of some sites."""
@@ -106,7 +110,8 @@ class MeanField:
 
     def touching(self, name: str) -> frozenset[str]:
         """Sites whose density speaks of a latent, its own prior among them."""
-        return frozenset(one.site for one in self.wanted.values() if name in one.source.names) | {name}
+        plain = {one.site for one in self.wanted.values() if name in one.source.names}
+        return frozenset(plain | {site for site, one in self.bilinear.items() if name in one.uses} | {name})
 
     def log_prob(self, means: Means, expected_stats: Expectations, sites: Collection[str]) -> Tensor:
         """E log p of some sites and priors, up to base measures, (R,). Gradients flow to `means`."""
@@ -117,12 +122,18 @@ class MeanField:
                 s1, s0 = expected_stats.sums[name]
                 eta, log_normalizer = site.natural(site.arguments(moments))
                 total = total + _each(s1 * eta) - _each(s0 * log_normalizer)
+        total = total + self.products(means, sites)
         for name, prior in self.priors.items():
             if name in sites:
                 eta, log_normalizer = prior.natural(moments)
                 stats = self.statistics(name, means)
                 total = total + _each(stats * eta) - _each(log_normalizer)
         return total
+
+    def products(self, means: Means, sites: Collection[str] | None = None) -> Tensor:
+        """E log p of bilinear sites, (R,)."""
+        found = [b.log_prob(means, self.families) for n, b in self.bilinear.items() if sites is None or n in sites]
+        return sum(found, torch.zeros((), dtype=torch.float64))
 
     def cost(self, state: Params, means: Means) -> Tensor:
         """E log q - E log p of the shared latents, (R,): what the bound pays for them."""

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from .bilinear import Bilinear
 from .compiler import compile_program
 from .conjugate import MeanField, Moment, Prior, flat
+from .entries import bilinear_site, in_vectors, is_bilinear
 from .errors import ModelError
-from .expected import Expected, expected_family, observed_family
+from .expected import Expected, ExpectedNormal, expected_family, observed_family
 from .factors import BetaFactor, FactorFamily, MultivariateNormalFactor, NormalFactor, Point, factor_family
 from .family import Family
-from .forms import Form, root
+from .forms import Form, root, unbroadcast
 from .loglinear import LogLinear, loglinear
-from .sites import Argument, Layout, Params, unbroadcast
+from .sites import Argument, Layout, Params
 from .sources import WAY_OUT, Families, distinct, expected
 from .structure import Bind, Structure, base_of, run
 from .symbols import form_of, plain, provenance
@@ -32,8 +35,13 @@ def mean_field(model: Any, data: Any, structure: Structure) -> MeanField:
         A latent or a site that is not conditionally conjugate, by name, with the reason and the way out.
     """
     _check(structure)
-    families = {name: _family_of(name, param) for name, param in structure.params.items()}
+    priors_of = {name: structure.trace.nodes[name] for name in structure.continuous}
+    priors_of |= {name: param.prior for name, param in structure.params.items() if param.prior is not None}
+    families: dict[str, FactorFamily] = {name: _family_of(name, node) for name, node in priors_of.items()}
+    families |= {name: Point() for name, param in structure.params.items() if param.prior is None}
     start = {name: param.value for name, param in structure.params.items()}
+    start |= {name: plain(priors_of[name]["value"]) for name in structure.continuous}
+    bilinear: dict[str, Bilinear] = {}
     values = {name: value.unsqueeze(0) for name, value in start.items()}
     wanted: dict[str, Moment] = {}
 
@@ -53,6 +61,11 @@ def mean_field(model: Any, data: Any, structure: Structure) -> MeanField:
             fn = fn.base_dist
         kind = observed_family(fn)
         if kind is None:
+            return None, None, inner
+        if isinstance(kind, ExpectedNormal) and kind.location and is_bilinear(fn.loc):
+            loc, scale = _form(name, "loc", fn.loc), _form(name, "scale", fn.scale)
+            value = structure.trace.nodes[name]["value"]
+            bilinear[name] = bilinear_site(name, loc, scale, value, structure.data_dim - inner, families)
             return None, None, inner
         args: dict[str, Argument] = {}
         for key, tensor in kind.raw(fn).items():
@@ -74,34 +87,37 @@ def mean_field(model: Any, data: Any, structure: Structure) -> MeanField:
 
     program = compile_program(model, data, structure, read=read)
     for name, reason in program.scored.items():
-        raise ModelError(f"cavi: site '{name}' has no conjugate form: {reason}; {WAY_OUT}")
+        if name not in bilinear:
+            raise ModelError(f"cavi: site '{name}' has no conjugate form: {reason}; {WAY_OUT}")
+    if bilinear and structure.latents:
+        raise ModelError(
+            f"cavi: site '{next(iter(bilinear))}' multiplies latents in its location beside the discrete latent "
+            f"'{next(iter(structure.latents))}': no closed form is derived for both yet; {WAY_OUT}"
+        )
+    program = replace(program, scored={}, tables={})
     if program.patterns:
         name = next(iter(program.patterns))
         raise ModelError(
             f"cavi: site '{name}' has vectors with some cells missing, which couples them to the others: use a "
             f"diagonal covariance, or {WAY_OUT}"
         )
-    priors = {
-        name: _prior(name, structure, families, values, wanted)
-        for name, param in structure.params.items()
-        if param.prior is not None
-    }
+    priors = {name: _prior(name, node, values, wanted) for name, node in priors_of.items()}
     families = _joint(families, priors, wanted)
-    field = MeanField(program, families, priors, wanted)
+    families, bilinear = in_vectors(families, bilinear, start)
+    field = MeanField(program, families, priors, wanted, bilinear)
     _check_uses(field)
     field.moments(field.starts(values))  # each must exist
+    field.products(field.starts(values))
     return field
 
 
-def _family_of(name: str, param: Any) -> FactorFamily:
-    if param.prior is None:
-        return Point()
-    found = factor_family(base_of(param.prior["fn"]))
+def _family_of(name: str, node: Any) -> FactorFamily:
+    fn = base_of(node["fn"])
+    found = factor_family(fn)
     if found is None:
         raise ModelError(
-            f"cavi: latent '{name}' has a {type(base_of(param.prior['fn'])).__name__} prior, which is conjugate to "
-            f"nothing here: use Normal, MultivariateNormal, Gamma, InverseGamma, Beta, Dirichlet or Wishart, or "
-            f"{WAY_OUT}"
+            f"cavi: latent '{name}' has a {type(fn).__name__} prior, which is conjugate to nothing here: use Normal, "
+            f"MultivariateNormal, Gamma, InverseGamma, Beta, Dirichlet or Wishart, or {WAY_OUT}"
         )
     return found
 
@@ -184,8 +200,7 @@ def _add(
             args[f"{key}|{moment}"] = Argument(value, len(wide))
 
 
-def _prior(name: str, structure: Structure, families: Families, values: Params, wanted: dict[str, Moment]) -> Prior:
-    node = structure.params[name].prior
+def _prior(name: str, node: Any, values: Params, wanted: dict[str, Moment]) -> Prior:
     fn = base_of(node["fn"])
     if node["mask"] is not None or not (isinstance(node["scale"], float) and node["scale"] == 1.0):
         raise ModelError(f"cavi: latent '{name}' is scaled or masked, and its factor has no conjugate form: {WAY_OUT}")
@@ -215,13 +230,9 @@ def _joint(
 
 
 def _check(structure: Structure) -> None:
-    for name in structure.continuous:
-        raise ModelError(
-            f"cavi: latent '{name}' of each row is continuous, and no closed form is derived for it yet: {WAY_OUT}"
-        )
     for name in structure.outside:
         raise ModelError(f"cavi: site '{name}' is observed outside the data plate: observe it inside, or {WAY_OUT}")
-    if not any(param.prior is not None for param in structure.params.values()):
+    if not structure.continuous and not any(param.prior is not None for param in structure.params.values()):
         raise ModelError(
             'cavi: no latent that rows share has a prior, so there is nothing to be uncertain of: use inference="em"'
         )
@@ -229,7 +240,8 @@ def _check(structure: Structure) -> None:
 
 def _check_uses(field: MeanField) -> None:
     """In one site a latent may come in once: else its cells meet, and no factor of them alone is optimal."""
-    arguments = {(one.site, one.argument): one.source for one in field.wanted.values()}
+    arguments: dict[tuple[str, str], Any] = {(one.site, one.argument): one.source for one in field.wanted.values()}
+    arguments |= {(name, "loc"): one for name, one in field.bilinear.items()}
     met: set[tuple[str, str]] = set()
     for (site, _), source in arguments.items():
         for name in source.uses:
@@ -237,7 +249,7 @@ def _check_uses(field: MeanField) -> None:
                 continue
             if (site, name) in met or name == site:
                 raise ModelError(
-                    f"cavi: latent '{name}' enters site '{site}' twice ({source.where}): its factor would not be "
+                    f"cavi: latent '{name}' enters site '{site}' twice: its factor would not be "
                     f"optimal alone; write the model with one use of it, or {WAY_OUT}"
                 )
             met.add((site, name))

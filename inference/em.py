@@ -11,9 +11,9 @@ from .begin import first_starts, take_in
 from .certain import check_certain
 from .checks import (
     check_counts,
-    check_labels,
     check_latents,
     check_options,
+    check_rows,
     check_seed,
     check_spread,
     check_values,
@@ -109,15 +109,16 @@ def em(
     with engine_state(seed, home):
         share = row_weights(weights, num_rows(dataset.values), home)
         structure = read(pair.model, dataset.values)
-        check_latents(structure, structure.num_rows)
+        check_latents(structure)
         check_values(structure, dataset.schema)
+        rows = structure.num_rows
         values, share, structure = _collapsed(pair, dataset.values, structure, share, collapse)
         program = compile_program(pair.model, values, structure, natural)
         plan = make_plan(program, variance_floor)
+        cells = label_cells(program)
+        check_rows(structure, cells, rows)
         check_spread(program, set(plan.closed), dataset.schema)
         check_certain(program, list(plan.climbed), dataset.schema)
-        cells = label_cells(program)
-        check_labels(structure, cells, num_rows(dataset.values))
         starts = first_starts(pair, dataset.values, program, restarts, generator, start)
         # sites scored by running the model work on all rows at once: large operations, which threads serve well
         with one_thread(when=not (program.scored and program.size > LARGE)) as workers:

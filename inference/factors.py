@@ -60,6 +60,14 @@ class FactorFamily:
         """E log determinant, of matrices."""
         return None
 
+    def coordinates(self, eta: Tensor) -> Tensor:
+        """Numbers in which a step goes on as it began: a location, the logarithm of a rate."""
+        return eta
+
+    def at(self, coordinates: Tensor) -> Tensor:
+        """Natural parameters from `coordinates`."""
+        return coordinates
+
     def distribution(self, eta: Tensor) -> Any:
         """As a Pyro distribution over values, batch (R, *B)."""
         raise NotImplementedError
@@ -68,10 +76,13 @@ class FactorFamily:
         """Whether eta is that of a distribution, (R, *B) of bool."""
         raise NotImplementedError
 
+    def placed(self, drawn: Tensor) -> Tensor:
+        """Draws, or means, of `distribution` in the layout of the latent's values."""
+        return drawn
+
     def center(self, eta: Tensor) -> Tensor:
         """Its mean."""
-        value: Tensor = self.distribution(eta).mean
-        return value
+        return self.placed(self.distribution(eta).mean)
 
 
 class Point(FactorFamily):
@@ -114,6 +125,13 @@ class NormalFactor(FactorFamily):
     def power(self, mu: Tensor, power: float) -> Tensor | None:
         return mu[..., int(power) - 1] if power in (1.0, 2.0) else None
 
+    def coordinates(self, eta: Tensor) -> Tensor:
+        return torch.stack([-0.5 * eta[..., 0] / eta[..., 1], (-eta[..., 1]).log()], -1)
+
+    def at(self, coordinates: Tensor) -> Tensor:
+        half = coordinates[..., 1].exp()
+        return torch.stack([2 * half * coordinates[..., 0], -half], -1)
+
     def distribution(self, eta: Tensor) -> Any:
         variance = -0.5 / eta[..., 1]
         return dist.Normal(eta[..., 0] * variance, variance.sqrt())
@@ -123,10 +141,13 @@ class NormalFactor(FactorFamily):
 
 
 class MultivariateNormalFactor(FactorFamily):
-    """t = (x, the products x_i x_j of the lower triangle)."""
+    """t = (x, the products x_i x_j of the lower triangle), of vectors that lie along one dim of the values."""
 
     name = "MultivariateNormal"
     event_dim = 1
+
+    def __init__(self, axis: int = -1) -> None:
+        self.axis = axis  # negative, of the values: where the vectors lie
 
     def size(self, event: torch.Size) -> int:
         return event[0] + event[0] * (event[0] + 1) // 2
@@ -137,44 +158,72 @@ class MultivariateNormalFactor(FactorFamily):
         return (math.isqrt(9 + 8 * total) - 3) // 2
 
     def _parts(self, eta: Tensor) -> tuple[Tensor, Tensor]:
-        """Shift (..., D) and precision (..., D, D)."""
+        """Shift (..., D) and precision (..., D, D), or (1, ..., D, D) where all vectors have the same."""
         size = self.width(eta.shape[-1])
-        matrix = square(eta[..., size:], size)
+        packed = eta[..., size:]
+        first = packed[(slice(0, 1),) * (packed.dim() - 1)]
+        if packed.stride()[:-1] == (0,) * (packed.dim() - 1) or bool((packed == first).all()):
+            packed = first  # rows that are complete: one Cholesky factor serves them all
+        matrix = square(packed, size)
         eye = torch.eye(size, dtype=torch.bool, device=eta.device)
         return eta[..., :size], torch.where(eye, -2 * matrix, -matrix)
 
     def mean(self, eta: Tensor) -> Tensor:
         shift, precision = self._parts(eta)
         covariance = torch.cholesky_inverse(torch.linalg.cholesky(precision))
-        loc = (covariance @ shift.unsqueeze(-1)).squeeze(-1)
-        second = covariance + loc.unsqueeze(-1) * loc.unsqueeze(-2)
-        return torch.cat([loc, _packed(second)], -1)
+        loc = (shift.unsqueeze(-2) @ covariance).squeeze(-2)
+        return torch.cat([loc, _packed(covariance) + _products(loc)], -1)
 
     def log_normalizer(self, eta: Tensor) -> Tensor:
         shift, precision = self._parts(eta)
         tril = torch.linalg.cholesky(precision)
-        white = torch.linalg.solve_triangular(tril, shift.unsqueeze(-1), upper=False).squeeze(-1)
+        loc = (shift.unsqueeze(-2) @ torch.cholesky_inverse(tril)).squeeze(-2)
         log_det = tril.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-        return 0.5 * (white**2).sum(-1) - log_det + 0.5 * LOG_2PI * shift.shape[-1]
+        return 0.5 * (loc * shift).sum(-1) - log_det + 0.5 * LOG_2PI * shift.shape[-1]
 
     def statistics(self, value: Tensor) -> Tensor:
-        return torch.cat([value, _packed(value.unsqueeze(-1) * value.unsqueeze(-2))], -1)
+        value = value.movedim(self.axis, -1)
+        return torch.cat([value, _products(value)], -1)
 
     def power(self, mu: Tensor, power: float) -> Tensor | None:
         size = self.width(mu.shape[-1])
         if power == 1.0:
-            return mu[..., :size]
-        return square(mu[..., size:], size).diagonal(dim1=-2, dim2=-1) if power == 2.0 else None
+            return mu[..., :size].movedim(-1, self.axis)
+        if power != 2.0:
+            return None
+        step = torch.arange(size, device=mu.device)
+        return mu[..., size + step * (step + 3) // 2].movedim(-1, self.axis)  # of the triangle, its diagonal
+
+    def placed(self, drawn: Tensor) -> Tensor:
+        return drawn.movedim(-1, self.axis)
+
+    def coordinates(self, eta: Tensor) -> Tensor:
+        shift, precision = self._parts(eta)
+        loc = (shift.unsqueeze(-2) @ torch.cholesky_inverse(torch.linalg.cholesky(precision))).squeeze(-2)
+        return torch.cat([loc, eta[..., loc.shape[-1] :]], -1)
+
+    def at(self, coordinates: Tensor) -> Tensor:
+        loc, precision = self._parts(coordinates)
+        return torch.cat([(loc.unsqueeze(-2) @ precision).squeeze(-2), coordinates[..., loc.shape[-1] :]], -1)
 
     def covariance(self, mu: Tensor) -> Tensor:
         size = self.width(mu.shape[-1])
         loc = mu[..., :size]
         return square(mu[..., size:], size) - loc.unsqueeze(-1) * loc.unsqueeze(-2)
 
+    def covariance_sum(self, mu: Tensor, weights: Tensor | None) -> Tensor:
+        """The sum of all covariances, each with its weight (...), without making them: (D, D)."""
+        size = self.width(mu.shape[-1])
+        flat = mu.reshape(-1, mu.shape[-1])
+        loc, packed = flat[:, :size], flat[:, size:]
+        if weights is None:
+            return square(packed.sum(0), size) - loc.mT @ loc
+        return square(weights @ packed, size) - (weights.unsqueeze(-1) * loc).mT @ loc
+
     def distribution(self, eta: Tensor) -> Any:
         shift, precision = self._parts(eta)
-        loc = torch.cholesky_solve(shift.unsqueeze(-1), torch.linalg.cholesky(precision)).squeeze(-1)
-        return dist.MultivariateNormal(loc, precision_matrix=precision)
+        loc = (shift.unsqueeze(-2) @ torch.cholesky_inverse(torch.linalg.cholesky(precision))).squeeze(-2)
+        return dist.MultivariateNormal(loc, precision_matrix=precision.expand(*loc.shape, loc.shape[-1]))
 
     def proper(self, eta: Tensor) -> Tensor:
         return torch.linalg.cholesky_ex(self._parts(eta)[1]).info == 0
@@ -201,6 +250,12 @@ class GammaFactor(FactorFamily):
 
     def log(self, mu: Tensor) -> Tensor:
         return mu[..., 0]
+
+    def coordinates(self, eta: Tensor) -> Tensor:
+        return torch.stack([eta[..., 0], (-eta[..., 1]).log()], -1)
+
+    def at(self, coordinates: Tensor) -> Tensor:
+        return torch.stack([coordinates[..., 0], -coordinates[..., 1].exp()], -1)
 
     def distribution(self, eta: Tensor) -> Any:
         return dist.Gamma(eta[..., 0] + 1, -eta[..., 1])
@@ -230,6 +285,12 @@ class InverseGammaFactor(FactorFamily):
 
     def log(self, mu: Tensor) -> Tensor:
         return mu[..., 0]
+
+    def coordinates(self, eta: Tensor) -> Tensor:
+        return torch.stack([eta[..., 0], (-eta[..., 1]).log()], -1)
+
+    def at(self, coordinates: Tensor) -> Tensor:
+        return torch.stack([coordinates[..., 0], -coordinates[..., 1].exp()], -1)
 
     def distribution(self, eta: Tensor) -> Any:
         return dist.InverseGamma(-eta[..., 0] - 1, -eta[..., 1])
@@ -355,6 +416,12 @@ class WishartFactor(FactorFamily):
 def _multi_digamma(value: Tensor, size: int) -> Tensor:
     steps = torch.arange(size, dtype=value.dtype, device=value.device)
     return (value.unsqueeze(-1) - 0.5 * steps).digamma().sum(-1)
+
+
+def _products(vector: Tensor) -> Tensor:
+    """x_i x_j of the lower triangle."""
+    rows, cols = torch.tril_indices(vector.shape[-1], vector.shape[-1], device=vector.device)
+    return vector[..., rows] * vector[..., cols]
 
 
 def _packed(matrix: Tensor) -> Tensor:

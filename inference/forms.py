@@ -17,6 +17,7 @@ POWERS = {"sqrt": 0.5, "rsqrt": -0.5, "reciprocal": -1.0, "square": 2.0}
 TIMES = frozenset(("mul", "multiply", "__mul__", "__rmul__"))
 OVER = frozenset(("div", "divide", "true_divide", "__truediv__"))
 PLUS = frozenset(("add", "__add__", "__radd__"))
+MATRIX = frozenset(("matmul", "__matmul__", "__rmatmul__", "mm", "mv"))
 MINUS = frozenset(("sub", "subtract", "__sub__"))
 
 
@@ -29,19 +30,23 @@ class Leaf(NamedTuple):
 
 
 class Term(NamedTuple):
-    """A product of latents with a constant."""
+    """A product of latents with a constant, or (`summed`) the sum of such products over one more dim, the last."""
 
     coef: Tensor  # like the values
     leaves: tuple[Leaf, ...]
+    summed: bool = False
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Term:
         """The term with its tensors moved as the values were."""
-        leaves = tuple(leaf._replace(cells=change(leaf.cells)) for leaf in self.leaves)
-        return Term(change(self.coef), leaves)
+        moved = torch.vmap(change, in_dims=-1, out_dims=-1) if self.summed else change
+        leaves = tuple(leaf._replace(cells=moved(leaf.cells)) for leaf in self.leaves)
+        return Term(moved(self.coef), leaves, self.summed)
 
-    def times(self, other: Term) -> Term:
-        """The product of two terms."""
-        return Term(self.coef * other.coef, self.leaves + other.leaves)
+    def scaled(self, by: Any) -> Term:
+        """Times a constant, which may broadcast."""
+        if self.summed and isinstance(by, Tensor):
+            by = by.unsqueeze(-1)
+        return self._replace(coef=times(self.coef, torch.as_tensor(by)))
 
 
 class Form(NamedTuple):
@@ -56,12 +61,26 @@ class Form(NamedTuple):
 
     def scaled(self, by: Any) -> Form:
         """Times a constant, which may broadcast."""
-        return Form(self.offset * by, tuple(term._replace(coef=term.coef * by) for term in self.terms))
+        return Form(self.offset * by, tuple(term.scaled(by) for term in self.terms))
 
     @property
     def monomial(self) -> Term | None:
         """The one term that is all there is."""
         return self.terms[0] if len(self.terms) == 1 and not bool(self.offset.any()) else None
+
+
+def times(a: Tensor, b: Tensor) -> Tensor:
+    """A product that stays as lazily broadcast as its factors are."""
+    shape = torch.broadcast_shapes(a.shape, b.shape)
+    return (unbroadcast(a) * unbroadcast(b)).expand(shape)
+
+
+def unbroadcast(tensor: Tensor) -> Tensor:
+    """A tensor without the copies that `expand` made: dims of stride 0 have size 1."""
+    for dim, (size, stride) in enumerate(zip(tensor.shape, tensor.stride(), strict=True)):
+        if stride == 0 and size > 1:
+            tensor = tensor.narrow(dim, 0, 1)
+    return tensor
 
 
 def root(name: str, cells: Tensor) -> Form:
@@ -82,9 +101,13 @@ def combined(name: str, args: tuple, form_of: Callable[[Any], Form | None], shap
     if name in ("neg", "negative", "__neg__"):
         found = form_of(args[0])
         return None if found is None else found.scaled(-1.0)
+    if name == "sum" and len(args) > 1:
+        return _contracted(form_of(args[0]), args[1])
     if len(args) < 2:
         return None
     left, right = form_of(args[0]), form_of(args[1])
+    if name in MATRIX:
+        return _matmul(left, right, args, shape)
     if name in TIMES:
         return _product(left, right, args, shape)
     if name in OVER:
@@ -109,7 +132,7 @@ def _negative(value: Any, form: Form | None) -> Any:
 
 def _power(form: Form | None, power: float) -> Form | None:
     term = None if form is None else form.monomial
-    if term is None or form is None:
+    if term is None or form is None or term.summed:
         return None
     leaves = tuple(leaf._replace(power=leaf.power * power) for leaf in term.leaves)
     return Form(form.offset, (Term(term.coef**power, leaves),))
@@ -123,11 +146,46 @@ def _product(left: Form | None, right: Form | None, args: tuple, shape: torch.Si
         return _spread(left.scaled(args[1]), shape)
     if left is None:
         return _spread(right.scaled(args[0]), shape)
+    if any(term.summed for term in (*left.terms, *right.terms)):
+        return None
     left, right = _spread(left, shape), _spread(right, shape)
-    products = [a.times(b) for a in left.terms for b in right.terms]
-    crossed = [t._replace(coef=t.coef * right.offset) for t in left.terms if bool(right.offset.any())]
-    crossed += [t._replace(coef=t.coef * left.offset) for t in right.terms if bool(left.offset.any())]
-    return Form(left.offset * right.offset, tuple(products + crossed))
+    products = [Term(times(a.coef, b.coef), a.leaves + b.leaves) for a in left.terms for b in right.terms]
+    products += [term.scaled(right.offset) for term in left.terms if bool(right.offset.any())]
+    products += [term.scaled(left.offset) for term in right.terms if bool(left.offset.any())]
+    return Form(left.offset * right.offset, tuple(products))
+
+
+def _matmul(left: Form | None, right: Form | None, args: tuple, shape: torch.Size) -> Form | None:
+    """Rows of the first with columns of the second: one more dim, over which the products are summed."""
+    if (left is None and right is None) or args[0].dim() < 1 or args[1].dim() < 1:
+        return None
+    size = args[0].shape[-1]
+    row = args[1].dim() > 1  # whether the outcome has a dim for the columns of the second
+
+    def of_left(tensor: Tensor) -> Tensor:
+        return (tensor.unsqueeze(-2) if row else tensor).expand(*shape, size)
+
+    def of_right(tensor: Tensor) -> Tensor:
+        tensor = tensor.mT if row else tensor
+        return (tensor.unsqueeze(-3) if row and args[0].dim() > 1 else tensor).expand(*shape, size)
+
+    first = left.map(of_left) if left is not None else Form(of_left(torch.as_tensor(args[0])), ())
+    second = right.map(of_right) if right is not None else Form(of_right(torch.as_tensor(args[1])), ())
+    found = _product(first, second, (first.offset, second.offset), torch.Size((*shape, size)))
+    if left is None:
+        found = second.scaled(first.offset)
+    elif right is None:
+        found = first.scaled(second.offset)
+    return _contracted(found, -1)
+
+
+def _contracted(form: Form | None, dim: Any) -> Form | None:
+    """The sum over one dim."""
+    dim = dim[0] if isinstance(dim, list | tuple) and len(dim) == 1 else dim
+    if form is None or not isinstance(dim, int) or any(term.summed for term in form.terms):
+        return None
+    moved = form.map(lambda tensor: tensor.movedim(dim, -1))
+    return Form(moved.offset.sum(-1), tuple(term._replace(summed=True) for term in moved.terms))
 
 
 def _sum(left: Form | None, right: Form | None, a: Any, b: Any, shape: torch.Size) -> Form | None:

@@ -93,10 +93,11 @@ class Gathered:
 
 def _sparse(row: Tensor, column: Tensor, value: Tensor, size: tuple[int, int]) -> Sparse:
     found = csr_matrix((value.cpu().numpy(), (row.cpu().numpy(), column.cpu().numpy())), size)  # repeated cells add up
-    return Sparse(_by_rows(found, value.device), _by_rows(found.T.tocsr(), value.device))
+    return Sparse(by_rows(found, value.device), by_rows(found.T.tocsr(), value.device))
 
 
-def _by_rows(found: Any, device: torch.device) -> Tensor:
+def by_rows(found: Any, device: torch.device) -> Tensor:
+    """A scipy matrix in CSR as torch's."""
     starts, columns, values = (torch.from_numpy(part).to(device) for part in (found.indptr, found.indices, found.data))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta state", UserWarning)

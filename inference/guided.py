@@ -138,7 +138,10 @@ def latents(fit: Any, dataset: Dataset) -> dict[str, Tensor | Moments]:
     with engine_state(fit.seed), torch.no_grad():
         guided = guided_on(fit, dataset)
         if isinstance(guided.sampler, FactorGuide):
-            return dict(guided.sampler.marginals())
+            program = guided.program
+            found = guided.sampler.moments()
+            rows = {n: Moments(*(rows_first(program, n, part) for part in both)) for n, both in found.items()}
+            return {**guided.sampler.marginals(), **rows}
         probs: dict[str, Tensor] = {}
         total: dict[str, tuple[Tensor, Tensor]] = {}
         num = ROW_DRAWS if guided.per_row else SHARED_DRAWS

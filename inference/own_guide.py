@@ -15,11 +15,11 @@ from torch import Tensor
 from .data import slice_rows
 from .errors import ModelError
 from .family import LOG_2PI
+from .forms import unbroadcast
 from .free import Free, Parts, free_param, total, values_of
 from .guide_of import Sampled, has_normal_prior
 from .guides import antithetic
 from .program import Program
-from .sites import unbroadcast
 from .structure import DATA_PLATE, Structure, base_of, constraint_of, double, sample_sites
 from .symbols import Provenance, plain, provenance, symbol, symbols_of
 

@@ -32,20 +32,17 @@ def topics(fit: Any, data: Any = None) -> Figure:
     across = min(4, len(chosen))
     down = math.ceil(len(chosen) / across)
     figure = picture(fit, 1.0 + 2.7 * across, 1.0 + 2.3 * down)
-    grid = figure.subplots(down, across, squeeze=False, sharex=True)
+    grid = figure.subplots(down, across, squeeze=False)
     for axes in grid.flat[len(chosen) :]:
         axes.set_visible(False)
-    top = 0.0
     for place, (k, axes) in enumerate(zip(chosen, grid.flat, strict=False)):
         best = matrix[k].argsort()[::-1][: min(WORDS, matrix.shape[1])]
         axes.barh(range(len(best)), matrix[k, best], color=color(place), height=0.72)
         axes.set_yticks(range(len(best)), [names[v] for v in best])
         axes.invert_yaxis()
-        top = max(top, float(matrix[k, best[0]]))
         part = f", {100 * shares[k]:.0f} % of all" if shares is not None else ""
         dress(axes, f"topic {k}{part}", "share in the topic" if place >= len(chosen) - across else "")
         axes.tick_params(axis="y", length=0)
-    grid.flat[0].set_xlim(0, 1.04 * top)
     if len(matrix) > PANELS:
         figure.text(0.99, 0.99, f"{PANELS} of {len(matrix)} topics", ha="right", va="top", fontsize=SMALL)
     return figure
@@ -63,7 +60,7 @@ def mixtures(fit: Any, data: Any = None) -> Figure:
     theta = _theta(fit, data)[:, order]
     first = theta.argmax(1)
     rows = np.lexsort((-theta.max(1), first))
-    figure = picture(fit, 2.4 + 0.42 * max(10, min(len(order), 40)), 6.0)
+    figure = picture(fit, 4.0 + 0.42 * max(10, min(len(order), 40)), 6.0)
     axes = figure.subplots()
     image = axes.imshow(theta[rows], aspect="auto", cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
     borders = np.flatnonzero(np.diff(first[rows])) + 0.5

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from .families import Args, Family, family
+from .forms import unbroadcast
 from .structure import Structure
 from .symbols import plain, provenance
 
@@ -103,14 +104,6 @@ class Layout:
         full = self.nesting + inner
         value = value.reshape((1,) * (full - value.dim()) + value.shape)
         return value.movedim(self.nesting + self.data_dim, 0)
-
-
-def unbroadcast(tensor: Tensor) -> Tensor:
-    """A tensor without the copies that `expand` made: dims of stride 0 have size 1."""
-    for dim, (size, stride) in enumerate(zip(tensor.shape, tensor.stride(), strict=True)):
-        if stride == 0 and size > 1:
-            tensor = tensor.narrow(dim, 0, 1)
-    return tensor
 
 
 @dataclass(frozen=True)

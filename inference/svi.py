@@ -10,19 +10,21 @@ from typing import Any
 
 import pyro
 import torch
+from pyro.distributions import constraints
 from torch import Tensor
 
 from .ascent import WINDOW, NotFinite
 from .begin import first_starts, take_in
 from .blame import blame
+from .certain import check_certain
 from .checkpoints import Checkpoints, identity, restore
-from .checks import check_counts, check_options, check_seed, check_values, row_weights
+from .checks import check_counts, check_options, check_rows, check_seed, check_spread, check_values, row_weights
 from .compiler import compile_program
 from .data import Dataset, num_rows
 from .errors import FitError, ModelError, OptionError, warn
 from .estep import one_thread
 from .fit import Fit, finish
-from .free import values_of
+from .free import base_constraint, values_of
 from .guides import SHAPES, GuideShape
 from .labels import label_cells
 from .loop import Progress
@@ -151,6 +153,12 @@ def svi(
         exact = exact_of_rows(structure, shape, pair.guide, dataset.values) if alpha == 1.0 else set()
         given = [name for name in structure.continuous if name not in exact]
         program = compile_program(pair.model, dataset.values, structure, given=given)
+        learned = {
+            name: base_constraint(param.constraint) for name, param in structure.params.items() if not param.prior
+        }
+        check_rows(structure, label_cells(program), rows)
+        check_spread(program, set(learned), dataset.schema)
+        check_certain(program, [n for n, one in learned.items() if one is constraints.real], dataset.schema)
         starts = first_starts(pair, dataset.values, program, restarts, torch.Generator().manual_seed(seed), start)
         options = Options(shape, num_particles, alpha, batch, learning_rate, tol, clip, seed)
         _validate(program, {name: value[0] for name, value in starts.items()})

@@ -100,7 +100,9 @@ def symbol(value: Tensor, name: str) -> Symbol:
 
 def drawn(value: Tensor, name: str) -> Symbol:
     """Mark a tensor as a draw of a latent: values that depend on it are never the same twice."""
-    return _mark(value, Provenance(frozenset({name}), None, "a draw"))
+    out = _mark(value, Provenance(frozenset({name}), None, "a draw"))
+    out.form = root(name, torch.arange(value.numel(), device=value.device).reshape(value.shape))
+    return out
 
 
 def provenance(value: Any) -> Provenance | None:
@@ -160,6 +162,8 @@ def _form(func: Any, name: str, args: tuple, kwargs: dict, out: Any, symbols: li
         if name in ("to", "type_as", "double", "float", "long", "int"):
             return source
         return source.map(lambda tensor: func(tensor, *args[1:], **kwargs))
+    if name == "sum" and set(kwargs) == {"dim"}:
+        args, kwargs = (args[0], kwargs["dim"]), {}
     return combined(name, args, form_of, out.shape) if not kwargs else None
 
 

@@ -1,6 +1,7 @@
 """The models: one a file, grouped by family. Importing this package registers them all."""
 
 from .comparisons import bradley_terry
+from .factors import bayesian_pca, matrix_factorization
 from .measurement import item_response
 from .mixtures import (
     experts,
@@ -19,6 +20,7 @@ from .registry import register
 from .topics import gamma_poisson_factorization, lda
 
 __all__ = [
+    "bayesian_pca",
     "bradley_terry",
     "dawid_skene",
     "experts",
@@ -27,6 +29,7 @@ __all__ = [
     "item_response",
     "latent_class",
     "lda",
+    "matrix_factorization",
     "mixed",
     "multinomial",
     "negative_binomial",

@@ -36,12 +36,14 @@ def test_an_empty_table():
     refuses(DataError, "no rows", "(0, 3)", data=np.empty((0, 3)))
 
 
-def test_one_row():
-    refuses(DataError, "one row", data=X[:1], num_components=1)
+@pytest.mark.parametrize("inference", ["em", "svi"])
+def test_one_row(inference):
+    refuses(DataError, "one row", data=X[:1], num_components=1, inference=inference)
 
 
-def test_more_components_than_rows():
-    refuses(DataError, "'z'", "80", "60 rows", num_components=80)
+@pytest.mark.parametrize("inference", ["em", "svi"])
+def test_more_components_than_rows(inference):
+    refuses(DataError, "'z'", "80", "60 rows", num_components=80, inference=inference)
 
 
 def test_more_components_than_distinct_rows():
@@ -62,10 +64,12 @@ def test_as_many_components_as_distinct_rows_find_them_all():
         assert seeds.flatten().sort().values.tolist() == [0, 1, 2, 3, 4, 9][: 5 + rare]
 
 
-def test_a_constant_column_is_named():
+@pytest.mark.parametrize("inference", ["em", "svi"])
+def test_a_constant_column_is_named(inference):
     frame = pd.DataFrame(X, columns=["a", "b", "c"]).assign(b=1.0)
     for covariance in ("full", "tied", "diagonal"):
-        refuses(DataError, "column 'b'", "constant", "drop the column", data=frame, covariance=covariance)
+        words = ("column 'b'", "constant", "drop the column")
+        refuses(DataError, *words, data=frame, covariance=covariance, inference=inference)
     refuses(DataError, "column 1", "constant", data=frame.to_numpy())
     refuses(DataError, "constant", data=np.ones(50))
 

@@ -1,0 +1,1 @@
+"""Continuous latents behind the columns of a table."""
