@@ -70,6 +70,8 @@ def slice_rows(values: Any, index: slice | Tensor) -> Any:
 
     In a structure every tensor whose first dim is N is sliced; the others belong to no row, and stay whole.
     """
+    if hasattr(values, "pick"):  # `bags.Bags`, whose cells belong to rows otherwise
+        return values.pick(index)
     rows = num_rows(values)
     return map_tensors(lambda tensor: tensor[index] if tensor.dim() and len(tensor) == rows else tensor, values)
 

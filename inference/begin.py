@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .bags import densified
 from .checks import check_device
 from .data import Dataset, adapt, map_tensors
 from .derivation import mean_field
@@ -29,9 +30,14 @@ REASONS = {
 }
 
 
-def take_in(pair: Pair, data: Any, device: Any) -> tuple[Pair, Dataset, torch.device]:
-    """The pair as functions of the data as adapted, the data in float64, and the device where both live."""
+def take_in(pair: Pair, data: Any, device: Any, sparse: bool = False) -> tuple[Pair, Dataset, torch.device]:
+    """The pair as functions of the data as adapted, the data in float64, and the device where both live.
+
+    With `sparse` a sparse matrix stays one.
+    """
     dataset = in_double(adapt(data, by=pair.by))
+    if not sparse:
+        dataset = replace(dataset, values=densified(dataset.values))
     if device is not None:
         home = check_device(device)
         dataset = replace(dataset, values=map_tensors(lambda t: t.to(home), dataset.values))

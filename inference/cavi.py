@@ -8,13 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .allocate import fit_allocation
+from .allocation import read_allocation, sample_of
+from .bags import Bags, densified
 from .begin import first_starts, take_in
 from .checks import check_counts, check_options, check_rows, check_seed, check_values, row_weights
 from .compiler import compile_program
 from .conjugate import MeanField
 from .data import num_rows
 from .derivation import mean_field
-from .errors import warn
+from .errors import OptionError, warn
 from .estep import one_thread
 from .factor_guide import GUIDE
 from .factors import Point
@@ -24,6 +27,7 @@ from .loop import Stop
 from .modes import Outcome, map_modes, rank
 from .pair import Pair
 from .runner import Runner
+from .schedule import Schedule
 from .sites import Params
 from .starts import jitter
 from .structure import Structure, engine_state, read
@@ -44,6 +48,8 @@ def cavi(
     weights: Any = None,
     start: dict[str, Tensor] | None = None,
     m_steps: int = 20,
+    batch_size: int | None = None,
+    schedule: Schedule | None = None,
     accelerate: bool | None = None,
     device: str | torch.device | None = None,
     progress: bool | None = None,
@@ -72,6 +78,12 @@ def cavi(
         Values of some or all shared latents and params for the first start.
     m_steps : int
         L-BFGS iterations of one M-step, for params.
+    batch_size : int, optional
+        Rows of a step, for counts that are allocated to a positive latent of each row (topic models): natural-gradient
+        steps of decreasing size on minibatches, of which `max_iters` passes are made at most. `history` then holds
+        an estimate of the bound for each pass, and last the bound. Default: all rows in each sweep.
+    schedule : Schedule, optional
+        Sizes of these steps.
     accelerate : bool, optional
         Leap ahead where two sweeps were heading (SQUAREM), if the bound gains by it. Default: where latents multiply.
     device : str, optional
@@ -99,10 +111,37 @@ def cavi(
     check_counts(max_iters=(max_iters, 0), restarts=(restarts, 1), m_steps=(m_steps, 1))
     check_options(tol=(tol, 0))
     seed = check_seed(seed)
-    pair, dataset, home = take_in(pair, data, device)
+    if batch_size is not None:
+        check_counts(batch_size=(batch_size, 1))
+    pair, dataset, home = take_in(pair, data, device, sparse=True)
     with engine_state(seed, home):
         share = row_weights(weights, num_rows(dataset.values), home)
-        structure = read(pair.model, dataset.values)
+        structure = read(pair.model, sample_of(dataset.values))
+        allocation = read_allocation(pair.model, dataset.values, structure, dataset.schema)
+        if allocation is not None:
+            return fit_allocation(
+                pair,
+                dataset,
+                allocation,
+                structure,
+                share=share,
+                max_iters=max_iters,
+                tol=tol,
+                restarts=restarts,
+                seed=seed,
+                weights=weights,
+                start=start,
+                batch_size=batch_size,
+                schedule=schedule or Schedule(),
+                progress=progress,
+            )
+        if batch_size is not None or schedule is not None:
+            raise OptionError(
+                "batch_size, schedule: taken by models of counts whose rows have a positive latent; leave them out"
+            )
+        if isinstance(dataset.values, Bags):
+            dataset = replace(dataset, values=densified(dataset.values))
+            structure = read(pair.model, dataset.values)
         check_values(structure, dataset.schema)
         field = mean_field(pair.model, dataset.values, structure)
         plain = compile_program(pair.model, dataset.values, structure)

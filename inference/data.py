@@ -29,6 +29,7 @@ from .arrays import (
     tensors_of,
     to_tensor,
 )
+from .bags import Bags, bag_of_words, bags_of, bags_of_sparse, is_sparse, is_texts
 from .long import padded, split, unpadded
 from .tables import BOOLEAN, encode_column, read
 
@@ -55,7 +56,7 @@ class Schema:
         Names of the columns; None for a bare tensor, array or structure.
     labels : dict
         Column -> labels of its codes 0, 1, ..., for columns of categories, strings or booleans.
-    container : {"tensor", "array", "frame", "structure"}
+    container : {"tensor", "array", "frame", "structure", "sparse"}
         What `decode` gives back.
     width : int, optional
         Number of columns, the size of the last dim; None for 1-D data and for a structure.
@@ -88,6 +89,8 @@ class Schema:
             return self._decode_long(values, names)
         if self.container in ("tensor", "structure"):
             return values
+        if self.container == "sparse":
+            return decode_sparse(values)
         array = np.asarray(values.detach().cpu() if isinstance(values, Tensor) else values)
         if self.container == "array":
             return array
@@ -159,6 +162,8 @@ def adapt(data: Any, schema: Schema | None = None, by: str | None = None) -> Dat
         - A tensor or array (N, ...), kept without a copy where torch can hold its dtype (memory maps too), or a list of
           numbers.
         - A pandas Series (N,) or DataFrame (N, D). Columns of categories, strings and booleans become codes 0, 1, ...
+        - A sparse matrix (N, V) of counts, of scipy or torch, or documents as lists of words (``[["a", "b"], ...]``),
+          which become such a matrix with a column for each word: `bags.Bags`.
         - A NamedTuple or dataclass of these; fields that are None, a plain number or a string stay as they are.
         - A path ending in .csv, .csv.gz, .parquet, .npy or .npz (``"file.npz:name"`` picks one of several arrays), or
           the name of a bundled data set.
@@ -191,7 +196,9 @@ def adapt(data: Any, schema: Schema | None = None, by: str | None = None) -> Dat
     by = by if schema is None or schema.by is None else schema.by
     if by is not None and not is_structure(data) and getattr(data, "ndim", 2) != 3:
         return _adapt_long(data, schema, by)
-    if is_structure(data):
+    if is_sparse(data) or is_texts(data):
+        values, own = _adapt_bags(data, schema)
+    elif is_structure(data):
         values, own = _adapt_fields(data), Schema(None, {}, "structure", None)
     else:
         values, own = _adapt_one(data, "data", schema)
@@ -210,6 +217,20 @@ def _adapt_long(data: Any, schema: Schema | None, by: str) -> Dataset:
     found = own if schema is None else _match(own, values, schema)
     check_cells(values, "data", found.columns, training=schema is None)
     return Dataset(padded(values, codes, len(names)), replace(found, by=name, container=container), names)
+
+
+def _adapt_bags(data: Any, schema: Schema | None) -> tuple[Any, Schema]:
+    """A sparse matrix, or documents as lists of words, which have the columns of training."""
+    if is_sparse(data):
+        bags = bags_of_sparse(data)
+        return bags, Schema(None, {}, "sparse", bags.width)
+    bags, words = bag_of_words(data, schema.columns if schema is not None else None)
+    return bags, Schema(words, {}, "sparse", bags.width)
+
+
+def decode_sparse(values: Any) -> Any:
+    """Bags, or a table, as a sparse array of scipy."""
+    return (values if isinstance(values, Bags) else bags_of(values)).scipy()
 
 
 def _adapt_one(data: Any, name: str, schema: Schema | None) -> tuple[Tensor, Schema]:

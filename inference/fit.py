@@ -13,7 +13,8 @@ import torch
 from pyro.distributions import constraints
 from torch import Tensor
 
-from . import draws, generate, groups, guided, saving, verbs
+from . import allocated, draws, generate, groups, guided, saving, verbs
+from .bags import densified
 from .data import DataError, Dataset, Schema, adapt, map_tensors
 from .decompose import HalfStep, half_steps
 from .derived import Moments
@@ -103,7 +104,7 @@ class Fit:
 
     def score(self, data: Any = None) -> Tensor:
         """log p(x_n) of each row, (N,), missing cells integrated out; `score_kind` says how latents were."""
-        return (guided if self.guide else verbs).score(self, self.adapted(data))
+        return self._verbs.score(self, self.adapted(data))
 
     # --- latents ----------------------------------------------------------------------------------------------------
 
@@ -112,7 +113,7 @@ class Fit:
         `Moments`, mean and sd (N, ...), of a continuous one, and of what the model computes of them
         (`pyro.deterministic` in the data plate).
         """
-        return (guided if self.guide else verbs).latents(self, self.adapted(data))
+        return self._verbs.latents(self, self.adapted(data))
 
     def clusters(self, data: Any = None) -> Tensor:
         """The most probable value (N,) of the model's one latent of a row."""
@@ -127,6 +128,8 @@ class Fit:
     def posterior(self, site: str, data: Any = None) -> Any:
         """The posterior of one latent as a Pyro distribution: Categorical for a discrete one, the guide's factor for a
         continuous one, Delta for what was learned as a point."""
+        if self.guide == allocated.GUIDE:
+            return allocated.factor(self, site, self.adapted(data))
         if self.guide:
             dataset = self.adapted(data)
             if site in guided.continuous_of(self, dataset):
@@ -149,7 +152,7 @@ class Fit:
 
     def sample_posterior(self, num: int = 1000, data: Any = None, seed: int = 0) -> dict[str, Tensor]:
         """Draws (num, N, ...) of every latent of a row given the data, and the params beside them."""
-        return (guided if self.guide else draws).sample_posterior(self, self.adapted(data), num, seed)
+        return (self._verbs if self.guide else draws).sample_posterior(self, self.adapted(data), num, seed)
 
     # --- new data and missing cells ---------------------------------------------------------------------------------
 
@@ -161,17 +164,20 @@ class Fit:
         """Each row's posterior predictive: its expected value (for categories the most probable), in the form it came
         in.
         """
-        return generate.reconstruct(self, self.adapted(data))
+        fill = allocated if self.guide == allocated.GUIDE else generate
+        return fill.reconstruct(self, self.adapted(data))
 
     def impute(self, data: Any = None) -> Any:
         """The data with missing cells at their conditional expectation (for categories the most probable)."""
-        return generate.impute(self, self.adapted(data))
+        fill = allocated if self.guide == allocated.GUIDE else generate
+        return fill.impute(self, self.adapted(data))
 
     # --- uncertainty, export, pictures ------------------------------------------------------------------------------
 
     def shared_draws(self, num: int = 100, seed: int = 0, data: Any = None) -> dict[str, Tensor]:
         """Draws (num, *shape) of the latents that all rows share from the guide, learned params beside them."""
-        return guided.shared_draws(self, self.adapted(data), num, seed)
+        of = allocated if self.guide == allocated.GUIDE else guided
+        return of.shared_draws(self, self.adapted(data), num, seed)
 
     def param_draws(self, num: int = 100, method: str = "laplace", seed: int = 0) -> dict[str, Tensor]:
         """Draws (num, *shape) of the params: "laplace" or "bootstrap" (parametric, refitted, labels aligned)."""
@@ -209,11 +215,18 @@ class Fit:
 
     def adapted(self, data: Any) -> Dataset:
         """Data as this fit's model takes them, with the columns and labels of training."""
-        if data is not None:
-            return on_cpu(in_double(adapt(data, self.schema, self.pair.by)))
-        if self.data is None:
+        if data is None and self.data is None:
             raise DataError("this fit was loaded from a folder, which holds no data: pass the data")
-        return on_cpu(self.data)
+        found = self.data if data is None else in_double(adapt(data, self.schema, self.pair.by))
+        assert found is not None
+        if self.guide != allocated.GUIDE:  # the others' verbs look at every cell
+            found = replace(found, values=densified(found.values))
+        return on_cpu(found)
+
+    @property
+    def _verbs(self) -> Any:
+        """The functions that know this fit's posterior."""
+        return allocated if self.guide == allocated.GUIDE else guided if self.guide else verbs
 
     def __repr__(self) -> str:
         name = self.pair.origin.name if self.pair.origin else getattr(self.pair.model, "__name__", "model")

@@ -15,6 +15,7 @@ from pyro import poutine
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
+from .bags import densified
 from .checks import check_counts, check_seed
 from .data import DataError, Dataset, map_tensors, slice_rows, template
 from .errors import ModelError
@@ -73,7 +74,7 @@ def _predict(fit: Any, values: Any, num: int, given: dict[str, Any]) -> Any:
 def empty_rows(fit: Any, num: int) -> Any:
     """Something of the data's form with `num` rows, for the model to read its sizes from."""
     if fit.data is not None:
-        return template(fit.data.values, num)
+        return densified(template(fit.data.values, num))
     if fit.schema.container == "structure":
         raise DataError(
             "generate: this fit was loaded from a folder and its data are a structure: fit.adapted(data) first"

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from . import allocated, guided
 from . import draws as drawing
-from . import guided
 from .checks import check_seed
 from .data import Dataset
 from .export import to_arviz as open_in_arviz
@@ -26,6 +26,8 @@ Groups = dict[str, dict[str, np.ndarray]]
 
 def to_arviz(fit: Any, dataset: Dataset, draws: str | None, num_draws: int, seed: int) -> Any:
     """The fit as ArviZ opens it."""
+    if fit.guide == allocated.GUIDE:
+        return open_in_arviz(**allocated.arviz_groups(fit, dataset, num_draws, seed))
     return open_in_arviz(**arviz_groups(fit, dataset, draws, num_draws, seed))
 
 

@@ -17,6 +17,7 @@ from .plots_params import params
 from .plots_raters import confusion
 from .plots_regressions import regressions
 from .plots_tables import profiles, rates
+from .plots_topics import mixtures, topics
 from .plots_weights import weights
 
 KINDS: dict[str, Callable[..., Figure]] = {
@@ -29,6 +30,8 @@ KINDS: dict[str, Callable[..., Figure]] = {
     "curves": curves,
     "information": information,
     "confusion": confusion,
+    "topics": topics,
+    "mixtures": mixtures,
     "profiles": profiles,
     "rates": rates,
     "regressions": regressions,
@@ -38,7 +41,17 @@ KINDS: dict[str, Callable[..., Figure]] = {
 """Name of each kind -> the function of a fit, and data where it takes other than the fit's, that draws it."""
 
 # what a model observes: numbers, categories, counts; before these, whether its rows have latents, and of what kind
-BY_STRUCTURE = ("biplot", "params", "clusters", "regressions", "confusion", "curves", "profiles", "rates")
+BY_STRUCTURE = (
+    "biplot",
+    "topics",
+    "params",
+    "clusters",
+    "regressions",
+    "confusion",
+    "curves",
+    "profiles",
+    "rates",
+)
 
 
 def plot(fit: Any, kind: str | None = None, data: Any = None) -> Figure:
@@ -48,10 +61,10 @@ def plot(fit: Any, kind: str | None = None, data: Any = None) -> Figure:
     ----------
     fit : Fit
     kind : str, optional
-        One of `KINDS`. Without it: "biplot" where rows have normal latents that can be summed out; "params" of a model
-        whose rows have no latents; "clusters" of one that observes numbers, "profiles" of categories ("curves" where a
-        quantity of each row is computed from its latent, "confusion" where another column says who gave them), "rates"
-        of counts, and "bound" of any other.
+        One of `KINDS`. Without it: "biplot" where rows have normal latents that can be summed out; "topics" of a model
+        whose rows mix shared profiles of counts; "params" of one whose rows have no latents; "clusters" of one that
+        observes numbers, "profiles" of categories ("curves" where a quantity of each row is computed from its latent,
+        "confusion" where another column says who gave them), "rates" of counts, and "bound" of any other.
     data : anything `Fit.adapted` takes, optional
         Rows to draw in place of those of the fit.
 

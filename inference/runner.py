@@ -51,12 +51,15 @@ class Runner:
     ----------
     label : str
         The driver, for messages.
+    settle : int
+        Iterations at most, once the tolerance is met, until nothing moves.
     """
 
     steps: Steps
     stop: Stop
     max_iters: int
     label: str
+    settle: int = SETTLE
 
     def all(self, starts: Params, progress: bool | None) -> tuple[list[Outcome], int]:
         """Every restart to its end; how many of them failed."""
@@ -109,7 +112,7 @@ class Runner:
                 met = number in settling or (sound and self.stop.met(histories[number]))
                 if met:
                     settling[number] = settling.get(number, 0) + 1
-                settled = met and (settling[number] > SETTLE or _moved(good, params, place) <= STILL)
+                settled = met and (settling[number] > self.settle or _moved(good, params, place) <= STILL)
                 if settled or not sound or iteration == self.max_iters:
                     reached = {n: v[place] for n, v in (params if sound else good).items()}
                     begun = {n: v[number] for n, v in starts.items()}

@@ -154,6 +154,18 @@ def _checked(given: Mapping[str, Any], declared: dict[str, Tensor], source: str 
     return out
 
 
+def near_mean(counts: Tensor, num: int, generator: torch.Generator, spread: float = 0.1) -> Tensor:
+    """Profiles (num, V) of counts: the mean row, each cell moved by chance by about a share `spread` of itself.
+
+    From so near a point where all profiles are alike they part along what tells rows apart most; profiles that begin
+    as single rows keep to these.
+    """
+    mean = counts.double().nan_to_num(nan=0.0).mean(0)
+    mean = mean.clamp_min(1e-3 * float(mean.mean()) + 1e-12)
+    noise = torch.randn(num, len(mean), generator=generator, dtype=torch.float64)
+    return mean * (spread * noise).exp()
+
+
 def random_regressions(
     inputs: Tensor, response: Tensor, num: int, generator: torch.Generator
 ) -> tuple[Tensor, Tensor, Tensor]:

@@ -21,6 +21,7 @@ from .mixtures import (
 )
 from .raters import bayesian_dawid_skene, dawid_skene
 from .registry import register
+from .topics import gamma_poisson_factorization, lda
 
 __all__ = [
     "analysis",
@@ -32,10 +33,12 @@ __all__ = [
     "dawid_skene",
     "experts",
     "gamma_poisson",
+    "gamma_poisson_factorization",
     "gaussian",
     "hierarchical_normal",
     "item_response",
     "latent_class",
+    "lda",
     "matrix_factorization",
     "mixed",
     "mixture",

@@ -1,0 +1,263 @@
+"""What a fit of allocated counts says: its rows' factors are found again from what they share, whenever asked for."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+
+from .allocating import Block, Rows, Shared, expect_shared, make_blocks, mean_of
+from .allocation import Allocation, read_allocation, sample_of
+from .bags import DENSE_BYTES, Bags
+from .checks import check_counts, check_seed
+from .data import DataError, Dataset
+from .derived import Moments
+from .factors import GammaFactor
+from .generate import simulate
+from .sites import Params
+from .structure import engine_state, read
+
+GUIDE = "allocation"  # the name of such a guide in a fit
+UPDATES = 1_000  # of a row's factor at most
+STILL = 1e-6  # mean change of its natural parameters at which it stands still
+ROW_DRAWS = 200  # of a row's latent, of the importance-weighted bound
+SHORT = 20  # of the same under each of many draws of what is shared
+
+
+class Allocated(NamedTuple):
+    """A fit's model on some data, its rows' factors fitted there."""
+
+    allocation: Allocation
+    blocks: list[Block]
+    state: Tensor  # of beta, (K, V[, 2])
+    shared: Shared
+    etas: list[Tensor]  # of theta by block
+
+    @property
+    def eta(self) -> Tensor:
+        return torch.cat(self.etas)
+
+
+def allocated_on(fit: Any, dataset: Dataset) -> Allocated:
+    """Call inside `engine_state`."""
+    structure = read(fit.pair.model, sample_of(dataset.values), fit.params)
+    allocation = read_allocation(fit.pair.model, dataset.values, structure, dataset.schema)
+    assert allocation is not None
+    blocks = make_blocks(allocation)
+    name = allocation.shared.name
+    state = fit.guide_parts[name] if name in fit.guide_parts else matrix_of(allocation, fit.params[name])
+    shared = expect_shared(allocation, state)
+    with torch.no_grad():
+        etas = [Rows(allocation, block, shared).run(None, UPDATES, STILL).eta for block in blocks]
+    return Allocated(allocation, blocks, state, shared, etas)
+
+
+def matrix_of(allocation: Allocation, value: Tensor) -> Tensor:
+    """beta (K, V) from the model's own shape."""
+    size, width = allocation.size, allocation.counts.width
+    return value.reshape(width, size).mT.contiguous() if allocation.transposed else value.reshape(size, width)
+
+
+# --- what is known of rows --------------------------------------------------------------------------------------------
+
+
+def latents(fit: Any, dataset: Dataset) -> dict[str, Moments]:
+    """Mean and sd (N, K) of the latent of each row under its factor."""
+    with engine_state(fit.seed), torch.no_grad():
+        found = allocated_on(fit, dataset)
+        rows = found.allocation.rows
+        factor = rows.family.distribution(found.eta)
+        shape = (len(found.allocation.counts), *found.allocation.shapes[rows.name])
+        return {rows.name: Moments(factor.mean.reshape(shape), factor.variance.sqrt().reshape(shape))}
+
+
+def factor(fit: Any, site: str, dataset: Dataset) -> Any:
+    """The factor of a latent as a Pyro distribution; Delta of what was learned as a point."""
+    with engine_state(fit.seed), torch.no_grad():
+        if site in fit.params and site not in fit.guide_parts:
+            return dist.Delta(fit.params[site])
+        found = allocated_on(fit, dataset)
+        allocation = found.allocation
+        if site == allocation.rows.name:
+            return allocation.rows.family.distribution(found.eta)
+        if site == allocation.shared.name:
+            return allocation.shared.family.distribution(_own_eta(allocation, found.state))
+    raise DataError(f"posterior: no latent named '{site}'; the model has {sorted((allocation.rows.name, *fit.params))}")
+
+
+def _own_eta(allocation: Allocation, state: Tensor) -> Tensor:
+    if not allocation.transposed or not isinstance(allocation.shared.family, GammaFactor):
+        return state
+    return state.transpose(0, 1)
+
+
+def shared_draws(fit: Any, dataset: Dataset, num: int, seed: int) -> Params:
+    """Draws (num, *shape) of what rows share; a param as it is."""
+    check_counts(num=(num, 1))
+    with engine_state(check_seed(seed)), torch.no_grad():
+        return {name: _draws(fit, name, num) for name in fit.params}
+
+
+def _draws(fit: Any, name: str, num: int) -> Tensor:
+    value = fit.params[name]
+    if name not in fit.guide_parts:
+        return value.expand(num, *value.shape)
+    state = fit.guide_parts[name]
+    gamma = state.dim() > 2
+    if not gamma:
+        return dist.Dirichlet(state + 1).sample((num,)).reshape(num, *value.shape)
+    drawn = dist.Gamma(state[..., 0] + 1, -state[..., 1]).sample((num,))
+    squeezed = [size for size in value.shape if size > 1] if value.dim() > 2 else list(value.shape)
+    own = drawn if list(drawn.shape[1:]) == squeezed else drawn.mT
+    return own.reshape(num, *value.shape)
+
+
+def sample_posterior(fit: Any, dataset: Dataset, num: int, seed: int) -> Params:
+    """Draws of what rows share (num, *shape), and of the latent of each row (num, N, K)."""
+    check_counts(num=(num, 1))
+    with engine_state(check_seed(seed)), torch.no_grad():
+        found = allocated_on(fit, dataset)
+        rows = found.allocation.rows
+        shared = {name: _draws(fit, name, num) for name in fit.params}
+        drawn = rows.family.distribution(found.eta).sample((num,))
+        shape = (num, len(found.allocation.counts), *found.allocation.shapes[rows.name])
+        return {**shared, rows.name: drawn.reshape(shape)}
+
+
+# --- how probable rows are --------------------------------------------------------------------------------------------
+
+
+def score(fit: Any, dataset: Dataset) -> Tensor:
+    """An importance-weighted bound on log p(x_n | beta) with beta at its posterior mean, (N,): theta_n is summed over
+    by draws from its factor (Burda, Grosse and Salakhutdinov 2016; Wallach et al. 2009, section 4).
+    """
+    with engine_state(fit.seed), torch.no_grad():
+        found = allocated_on(fit, dataset)
+        return row_scores(found, mean_of(found.allocation.shared, found.state), ROW_DRAWS)
+
+
+def row_scores(found: Allocated, beta: Tensor, num: int) -> Tensor:
+    """log of the mean over draws of p(x_n, theta | beta) / q(theta), (N,); beta (K, V)."""
+    return torch.cat([_scores(found, place, beta, num) for place in range(len(found.blocks))])
+
+
+def _scores(found: Allocated, place: int, beta: Tensor, num: int) -> Tensor:
+    allocation, block, eta = found.allocation, found.blocks[place], found.etas[place]
+    beta = beta.mT.contiguous()
+    rate = beta * allocation.column_factor.unsqueeze(1)
+    rows = Rows(allocation, block, Shared(beta, beta.float(), torch.zeros(len(beta)), rate, rate.sum(0)))
+    exposure = rows.exposure
+    prior, family, bags = allocation.rows.prior, allocation.rows.family, block.bags
+    assert prior is not None
+    q, p = family.distribution(eta), family.distribution(prior)
+    out = []
+    for _ in range(num):
+        theta = q.sample()
+        _, s = rows.ratios(theta)
+        log_prob = block.base.index_add(0, bags.rows, bags.count * s.log())
+        if allocation.poisson:
+            log_prob = log_prob - (theta * exposure).sum(1)
+        theta = theta.clamp_min(1e-300)
+        ratio = p.log_prob(theta) - q.log_prob(theta)
+        out.append(log_prob + (ratio.sum(1) if ratio.dim() > 1 else ratio))
+    return torch.stack(out).logsumexp(0) - math.log(num)
+
+
+# --- what they are expected to count ----------------------------------------------------------------------------------
+
+
+def _expected(found: Allocated) -> Iterator[tuple[Block, Tensor]]:
+    """Expected counts (n, V) by block, given each row."""
+    allocation = found.allocation
+    size = len(allocation.counts) * allocation.counts.width * 8
+    if size > DENSE_BYTES:
+        raise DataError(
+            f"reconstruct: expected counts of {len(allocation.counts)} rows are a dense table of {size / 1e9:.1f} GB: "
+            f"ask for fewer rows"
+        )
+    beta = mean_of(allocation.shared, found.state)
+    for block, eta in zip(found.blocks, found.etas, strict=True):
+        table = mean_of(allocation.rows, eta) @ beta
+        if allocation.poisson:
+            c = allocation.row_factor
+            table = table * (c if len(c) == 1 else c[block.place]).unsqueeze(1) * allocation.column_factor
+        else:
+            usual = allocation.counts.totals[~allocation.counts.blank].mean().round()
+            totals = torch.where(allocation.counts.blank[block.place], usual, block.bags.totals)
+            table = table * totals.unsqueeze(1)
+        yield block, table
+
+
+def reconstruct(fit: Any, dataset: Dataset) -> Any:
+    """Expected counts of each row, given the row."""
+    with engine_state(fit.seed), torch.no_grad():
+        table = torch.cat([table for _, table in _expected(allocated_on(fit, dataset))])
+    return dataset.schema.decode(_like(table, dataset))
+
+
+def impute(fit: Any, dataset: Dataset) -> Any:
+    """The counts with missing cells at their expected values."""
+    with engine_state(fit.seed), torch.no_grad():
+        found = allocated_on(fit, dataset)
+        bags = found.allocation.counts
+        if bags.missing is None:
+            return dataset.schema.decode(dataset.values)
+        table = torch.cat([table for _, table in _expected(found)])
+        values = bags.dense()
+        out = torch.where(values.isnan(), table, values)
+    return dataset.schema.decode(_like(out, dataset))
+
+
+def _like(table: Tensor, dataset: Dataset) -> Tensor:
+    if not isinstance(dataset.values, Tensor | Bags):
+        raise DataError("reconstruct and impute take data of one table; this model's data are a structure")
+    return table
+
+
+# --- ArviZ ------------------------------------------------------------------------------------------------------------
+
+
+def arviz_groups(fit: Any, dataset: Dataset, num: int, seed: int) -> dict[str, Any]:
+    """Arguments of `export.to_arviz`."""
+    with engine_state(check_seed(seed)), torch.no_grad():
+        found = allocated_on(fit, dataset)
+        allocation = found.allocation
+        rows, shared = allocation.rows, allocation.shared
+        drawn = {name: _draws(fit, name, num) for name in fit.params}
+        theta = rows.family.distribution(found.eta).sample((num,))
+        scores = torch.stack([row_scores(found, matrix_of(allocation, one), SHORT) for one in drawn[shared.name]])
+        values = dataset.values.dense() if isinstance(dataset.values, Bags) else dataset.values
+        predicted = [simulate(fit, values, {shared.name: one}) for one in drawn[shared.name]]
+    observed = allocation.counts.dense()
+    predicted = [one if isinstance(one, Tensor) else one[allocation.site] for one in predicted]
+    columns, names = dataset.schema.columns, ["data", "column"]
+    width = allocation.counts.width
+    known = columns is not None and len(columns) == width
+    order = [f"{rows.name}_label", "column"]
+    dims = {"x": names, "rows": ["data"], rows.name: ["data", order[0]]}
+    if drawn[shared.name].dim() == 3:
+        dims[shared.name] = order[::-1] if allocation.transposed else order
+
+    def chain(value: Tensor) -> Any:
+        return value.detach().cpu().numpy()[None]
+
+    return {
+        "groups": {
+            "posterior": {**{n: chain(v) for n, v in drawn.items()}, rows.name: chain(theta)},
+            "posterior_predictive": {"x": chain(torch.stack(predicted))},
+            "log_likelihood": {"x": chain(scores)},
+            "sample_stats": {"lp": chain(scores.sum(1))},
+            "observed_data": {"x": observed.numpy()},
+        },
+        "coords": {
+            "data": list(range(len(observed))),
+            "column": list(columns) if known and columns else list(range(width)),
+            order[0]: list(range(allocation.size)),
+        },
+        "dims": dims,
+        "attrs": {"inference": fit.inference, "seed": fit.seed, "draws": "factors"},
+    }
