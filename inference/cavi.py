@@ -17,7 +17,7 @@ from .compiler import compile_program
 from .conjugate import MeanField
 from .data import num_rows
 from .derivation import mean_field
-from .errors import OptionError, warn
+from .errors import warn
 from .estep import one_thread
 from .factor_guide import GUIDE
 from .factors import Point
@@ -30,6 +30,7 @@ from .runner import Runner
 from .schedule import Schedule
 from .sites import Params
 from .starts import jitter
+from .stepwise import Settled, stepwise
 from .structure import Structure, engine_state, read
 from .sweeps import Sweeps
 from .symbols import plain as plain_values
@@ -79,9 +80,9 @@ def cavi(
     m_steps : int
         L-BFGS iterations of one M-step, for params.
     batch_size : int, optional
-        Rows of a step, for counts that are allocated to a positive latent of each row (topic models): natural-gradient
-        steps of decreasing size on minibatches, of which `max_iters` passes are made at most. `history` then holds
-        an estimate of the bound for each pass, and last the bound. Default: all rows in each sweep.
+        Rows of a step: natural-gradient steps of decreasing size on minibatches, of which `max_iters` passes are made
+        at most. `history` holds the bound after each pass (of counts that are allocated to a positive latent of each
+        row, as in topic models: an estimate of it, and last the bound). Default: all rows in each sweep.
     schedule : Schedule, optional
         Sizes of these steps.
     accelerate : bool, optional
@@ -135,10 +136,6 @@ def cavi(
                 schedule=schedule or Schedule(),
                 progress=progress,
             )
-        if batch_size is not None or schedule is not None:
-            raise OptionError(
-                "batch_size, schedule: taken by models of counts whose rows have a positive latent; leave them out"
-            )
         if isinstance(dataset.values, Bags):
             dataset = replace(dataset, values=densified(dataset.values))
             structure = read(pair.model, dataset.values)
@@ -159,6 +156,9 @@ def cavi(
         with one_thread(when=small) as workers:
             sweeps = Sweeps(field, share, m_steps, workers, bool(field.bilinear) if accelerate is None else accelerate)
             runner = Runner(sweeps, Stop(tol), max_iters, "cavi")
+            if batch_size is not None:
+                passes = stepwise(sweeps, batch_size, structure.num_rows, schedule or Schedule(), seed, "cavi")
+                runner = Runner(passes, Settled(tol), max_iters, "cavi", settle=0)
             found, failed = runner.all(_begin(sweeps, starts), progress)
         outcomes = [_centred(field, one, starts) for one in found]
         best = rank(outcomes)[0]

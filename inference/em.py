@@ -32,6 +32,8 @@ from .modes import map_modes, rank
 from .pair import Pair
 from .plan import make_plan
 from .runner import EMSteps, Runner
+from .schedule import Schedule
+from .stepwise import Settled, stepwise
 from .structure import Structure, engine_state, read
 from .sum_out import read_exact
 
@@ -52,6 +54,8 @@ def em(
     variance_floor: float = 1e-6,
     collapse: bool | None = None,
     natural: bool = True,
+    batch_size: int | None = None,
+    schedule: Schedule | None = None,
     device: str | torch.device | None = None,
     progress: bool | None = None,
 ) -> Fit:
@@ -83,6 +87,11 @@ def em(
         discrete.
     natural : bool
         False scores every observed site by running the model, instead of by matrix products. Slower, the same numbers.
+    batch_size : int, optional
+        Rows of a step of stepwise EM (`stepwise`): one iteration is then a pass over the data in batches, for data of
+        many rows. The bound may fall a little from pass to pass. Default: all rows in each iteration.
+    schedule : Schedule, optional
+        Sizes of these steps.
     device : str, optional
         Where to compute, such as "cuda". Default: where the data are.
     progress : bool, optional
@@ -115,6 +124,7 @@ def em(
         check_latents(structure)
         check_values(structure, dataset.schema)
         rows = structure.num_rows
+        collapse = False if collapse is None and batch_size is not None else collapse
         values, share, structure = _collapsed(model, dataset.values, structure, share, collapse)
         program = compile_program(model, values, structure, natural)
         plan = make_plan(program, variance_floor)
@@ -126,7 +136,11 @@ def em(
         # sites scored by running the model work on all rows at once: large operations, which threads serve well
         with one_thread(when=not (program.scored and program.size > LARGE)) as workers:
             steps = EMSteps(program, plan, share, m_steps, workers)
-            outcomes, failed = Runner(steps, Stop(tol), max_iters, "em").all(starts, progress)
+            runner = Runner(steps, Stop(tol), max_iters, "em")
+            if batch_size is not None:
+                passes = stepwise(steps, batch_size, program.num_rows, schedule or Schedule(), seed, "em")
+                runner = Runner(passes, Settled(tol), max_iters, "em", settle=0)
+            outcomes, failed = runner.all(starts, progress)
         outcomes = [replace(one, params=turned(program, plan.factored, one.params)) for one in outcomes]
         modes = map_modes(outcomes, cells, failed)
         fit = finish(

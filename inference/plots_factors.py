@@ -235,7 +235,7 @@ def scree(fit: Any, data: Any = None) -> Figure:
     axes.bar(place, sizes.numpy(), color=color(0), width=0.66)
     axes.axhline(noise, color=TOTAL, linestyle="--", linewidth=1.2)
     for x, size in zip(place, sizes.tolist(), strict=True):
-        axes.text(x, size, percent(size / total), ha="center", va="bottom", fontsize=SMALL)
+        axes.text(float(x), size, percent(size / total), ha="center", va="bottom", fontsize=SMALL)
     axes.set_xticks(place)
     kept = int((sizes > noise).sum())
     dress(

@@ -52,6 +52,8 @@ class Runner:
     label : str
         The driver, for messages.
     settle : int
+        Iterations at most, after the tolerance is met, until params stand still.
+    settle : int
         Iterations at most, once the tolerance is met, until nothing moves.
     """
 

@@ -76,7 +76,8 @@ class Symbol(torch.Tensor):
                 return _mark(out, normalised)
             names = frozenset().union(*(s.provenance.names for s in symbols))
             moved = len(symbols) == 1 and source is symbols[0] and name in SELECTIONS | SAME_CELLS
-            result = _computed(out, names, (source.provenance.operation if moved else None) or name)
+            known_as = source.provenance.operation if moved and isinstance(source, Symbol) else None
+            result = _computed(out, names, known_as or name)
             if isinstance(result, Symbol):
                 result.form = form
             if name in ("sum", "logsumexp") and isinstance(result, Symbol) and _over_last_dim(args, kwargs):
