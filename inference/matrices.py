@@ -1,4 +1,4 @@
-"""Positive definite matrices as free numbers, one for each cell of the lower triangle: a bijection, which torch lacks."""
+"""Positive definite matrices as free numbers, one for each cell of the lower triangle: torch has no such bijection."""
 
 from __future__ import annotations
 

@@ -229,7 +229,9 @@ def test_a_param_of_a_prior_is_that_of_the_marginal_likelihood():
 
 
 def by_cumprod(sticks):
-    return torch.nn.functional.pad(sticks, (0, 1), value=1.0) * torch.nn.functional.pad((1 - sticks).cumprod(-1), (1, 0), value=1.0)
+    return torch.nn.functional.pad(sticks, (0, 1), value=1.0) * torch.nn.functional.pad(
+        (1 - sticks).cumprod(-1), (1, 0), value=1.0
+    )
 
 
 def by_a_loop(sticks):
