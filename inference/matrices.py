@@ -1,4 +1,4 @@
-"""Positive definite matrices as free numbers, one for each cell of the lower triangle: torch lacks this bijection."""
+"""Positive definite matrices as free numbers, one for each cell of the lower triangle: torch has no such bijection."""
 
 from __future__ import annotations
 

@@ -97,6 +97,8 @@ def _nature(fn: Any) -> str:
 
 
 def _check_latents(structure: Structure) -> None:
+    if not structure.latents:
+        raise UnfitKind("the rows have no latent, so they fall into no components: try params, bound")
     if structure.continuous:
         raise UnfitKind(
             f"latent '{structure.continuous[0]}' is continuous, so the rows fall into no components: try bound"

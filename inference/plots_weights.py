@@ -9,6 +9,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from .plots_clusters import EMPTY
 from .plots_columns import UnfitKind
 from .plots_style import DATA, SMALL, SUM_LINE, TOTAL, color, count, dress, picture
 from .structure import base_of, engine_state
@@ -56,8 +57,8 @@ def weights(fit: Any, data: Any = None) -> Figure:
     axes.set_ylim(len(order) - 0.4, -1.1)
     axes.set_xlim(0, None)
     axes.grid(axis="x", color=DATA, linewidth=0.6, alpha=0.6)
-    used = int((mean > 0.5 / program.num_rows).sum())
-    dress(axes, f"share of each of {len(mean)} components, of which {used} are in use: 95 % interval", "share", name)
+    used = int((fit.latents(data)[name].sum(0) > EMPTY).sum())
+    dress(axes, f"share of each of {len(mean)} components, {used} of which hold rows: 95 % interval", "share", name)
     axes.tick_params(axis="y", length=0, labelsize=SMALL)
     return figure
 

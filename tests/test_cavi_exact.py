@@ -209,29 +209,30 @@ def of_dirichlet(alpha, prior):
 
 
 def diagonal_by_hand(x, loc, tau, sweeps):
-    """Blei et al. (2017), algorithm 1, for pi ~ Dir(1), mu ~ N(0, 5^2), tau ~ Gamma(2, 1), from points loc and tau."""
-    log_pi, e_mu, v_mu, e_tau, e_log_tau = np.log(np.full(K, 1 / K)), loc, np.zeros_like(loc), tau, np.log(tau)
-    for sweep in range(sweeps + 1):
+    """Blei et al. (2017), algorithm 1, for pi ~ Dir(1), mu ~ N(0, 5^2), tau ~ Gamma(2, 1), from points loc and tau.
+
+    Yields the factors after each sweep, and the bound with the responsibilities that follow.
+    """
+
+    def responsibilities(log_pi, e_mu, v_mu, e_tau, e_log_tau):
         squares = (x[:, None] - e_mu) ** 2 + v_mu  # (N, K, D)
-        log_rho = log_pi + 0.5 * (e_log_tau - e_tau * squares - math.log(2 * math.pi)).sum(-1)
-        r, log_evidence = normalised(log_rho)
-        if sweep:
-            kl = of_dirichlet(alpha, np.ones(K))
-            kl += (
-                kl_divergence(dist.Normal(tensor(e_mu), tensor(v_mu) ** 0.5), dist.Normal(tensor(0.0), tensor(5.0)))
-                .sum()
-                .item()
-            )
-            kl += kl_divergence(dist.Gamma(tensor(a), tensor(b)), dist.Gamma(tensor(2.0), tensor(1.0))).sum().item()
-            yield {"weights": alpha, "loc": (e_mu, v_mu), "tau": (a, b)}, log_evidence - kl
+        return normalised(log_pi + 0.5 * (e_log_tau - e_tau * squares - math.log(2 * math.pi)).sum(-1))
+
+    e_tau = tau
+    r, _ = responsibilities(np.log(np.full(K, 1 / K)), loc, 0.0, tau, np.log(tau))
+    for _ in range(sweeps):
         count = r.sum(0)[:, None]
         alpha = 1.0 + r.sum(0)
-        log_pi = expected_log_weights(alpha)
         v_mu = 1 / (1 / 25 + count * e_tau)
         e_mu = v_mu * e_tau * (r.T @ x)
         squares = (x[:, None] - e_mu) ** 2 + v_mu
         a, b = np.tile(2.0 + count / 2, (1, loc.shape[1])), 1.0 + 0.5 * (r[..., None] * squares).sum(0)
-        e_tau, e_log_tau = a / b, digamma(a) - np.log(b)
+        e_tau = a / b
+        r, log_evidence = responsibilities(expected_log_weights(alpha), e_mu, v_mu, e_tau, digamma(a) - np.log(b))
+        of_mu = kl_divergence(dist.Normal(tensor(e_mu), tensor(v_mu) ** 0.5), dist.Normal(tensor(0.0), tensor(5.0)))
+        of_tau = kl_divergence(dist.Gamma(tensor(a), tensor(b)), dist.Gamma(tensor(2.0), tensor(1.0)))
+        kl = of_dirichlet(alpha, np.ones(K)) + of_mu.sum().item() + of_tau.sum().item()
+        yield {"weights": alpha, "loc": (e_mu, v_mu), "tau": (a, b)}, log_evidence - kl
 
 
 def test_every_sweep_of_a_diagonal_mixture_is_that_of_the_textbook():
@@ -272,21 +273,19 @@ def of_wishart(df, scale, df0, scale0):
 def full_by_hand(x, loc, matrix, sweeps):
     """Bishop (2006), section 10.2, for independent mu ~ N(0, 5^2 I) and Lambda ~ Wishart(6, I)."""
     D = x.shape[1]
-    log_pi, e_mu, v_mu, e_mat = np.log(np.full(K, 1 / K)), loc, np.zeros((K, D, D)), matrix
-    log_det = np.linalg.slogdet(matrix)[1]
-    for sweep in range(sweeps + 1):
+    prior = dist.MultivariateNormal(torch.zeros(D).double(), 25.0 * torch.eye(D).double())
+
+    def responsibilities(log_pi, e_mu, v_mu, e_mat, log_det):
         away = x[:, None] - e_mu
         quadratic = np.einsum("nkd,kde,nke->nk", away, e_mat, away) + np.einsum("kde,kde->k", e_mat, v_mu)
-        r, log_evidence = normalised(log_pi + 0.5 * (log_det - quadratic - D * math.log(2 * math.pi)))
-        if sweep:
-            prior = dist.MultivariateNormal(torch.zeros(D).double(), 25.0 * torch.eye(D).double())
-            kl = of_dirichlet(alpha, np.ones(K))
-            kl += kl_divergence(dist.MultivariateNormal(tensor(e_mu), tensor(v_mu)), prior).sum().item()
-            kl += sum(of_wishart(df[k], scale[k], 6.0, np.eye(D)) for k in range(K))
-            yield {"weights": alpha, "loc": (e_mu, v_mu), "matrix": (df, scale)}, log_evidence - kl
+        return normalised(log_pi + 0.5 * (log_det - quadratic - D * math.log(2 * math.pi)))
+
+    e_mat = matrix
+    flat = np.log(np.full(K, 1 / K))
+    r, _ = responsibilities(flat, loc, np.zeros((K, D, D)), matrix, np.linalg.slogdet(matrix)[1])
+    for _ in range(sweeps):
         count = r.sum(0)
         alpha = 1.0 + count
-        log_pi = expected_log_weights(alpha)
         v_mu = np.linalg.inv(np.eye(D) / 25 + count[:, None, None] * e_mat)
         e_mu = np.einsum("kde,kef,kf->kd", v_mu, e_mat, r.T @ x)
         away = x[:, None] - e_mu
@@ -295,6 +294,11 @@ def full_by_hand(x, loc, matrix, sweeps):
         e_mat = df[:, None, None] * scale
         log_det = np.array([digamma((nu - np.arange(D)) / 2).sum() for nu in df])
         log_det += D * math.log(2) + np.linalg.slogdet(scale)[1]
+        r, log_evidence = responsibilities(expected_log_weights(alpha), e_mu, v_mu, e_mat, log_det)
+        kl = of_dirichlet(alpha, np.ones(K))
+        kl += kl_divergence(dist.MultivariateNormal(tensor(e_mu), tensor(v_mu)), prior).sum().item()
+        kl += sum(of_wishart(df[k], scale[k], 6.0, np.eye(D)) for k in range(K))
+        yield {"weights": alpha, "loc": (e_mu, v_mu), "matrix": (df, scale)}, log_evidence - kl
 
 
 @pytest.mark.parametrize("cells", ["normal", "multivariate"])
@@ -329,7 +333,7 @@ def test_every_sweep_of_a_full_mixture_is_that_of_the_textbook(cells):
 
 
 def test_the_mean_field_of_a_normal_posterior_has_its_means_and_conditional_variances():
-    """Two effects that add up in every row: the posterior is normal and correlated (Bishop 2006, eq. 10.13 to 10.15)."""
+    """Two effects that add up in every row: the posterior is normal and correlated (Bishop, eq. 10.13 to 10.15)."""
     rows = torch.tensor([[0, 0], [0, 1], [1, 0], [1, 1], [0, 0]])
     y = torch.tensor([1.0, 2.0, 0.5, 3.0, 1.5], dtype=torch.float64)
 

@@ -158,7 +158,7 @@ def test_it_is_said_in_one_plain_line(model):
 def test_vectors_with_missing_cells_are_refused_with_the_way_out():
     x = X.clone()
     x[3, 1] = torch.nan
-    with pytest.raises(ModelError, match="some cells missing.*diagonal"):
+    with pytest.raises(ModelError, match=r"some cells missing.*diagonal"):
         zoo.fit("bayesian_gaussian_mixture", x, covariance="full", num_components=2)
     assert zoo.fit("bayesian_gaussian_mixture", x, num_components=2).converged
 

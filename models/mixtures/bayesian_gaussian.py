@@ -30,7 +30,10 @@ COVARIANCES = ("full", "diagonal")
         "Blei and Jordan (2006), Bayesian Analysis 1, 121-143 (Dirichlet process)",
         "Blei, Kucukelbir and McAuliffe (2017), JASA 112, 859-877",
     ),
-    checks=("every sweep is that of Bishop's equations 10.51 to 10.63, for independent priors, to 1e-8",),
+    checks=(
+        "every sweep is that of Bishop's updates, for independent priors, to 1e-8",
+        "a change of units moves the bound by the logarithm of the units, and nothing else",
+    ),
     example="iris",
     size="num_components",
     examples=(

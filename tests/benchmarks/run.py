@@ -18,6 +18,7 @@ from datetime import date
 
 import numpy as np
 import torch
+from cavi_jobs import CAVI_JOBS
 from measure import Row, alternate, per_iteration, seconds, timed
 from svi_jobs import optimum, step_of_factors, step_of_mixture
 
@@ -255,6 +256,7 @@ JOBS: dict[str, Callable[[int], Row]] = {
     "svi-step-mixture": step_of_mixture,
     "svi-step-factors": step_of_factors,
     "svi-optimum": optimum,
+    **CAVI_JOBS,
     "start-up": start_up,
     "memory-diagonal": lambda r: memory("diagonal"),
     "memory-full": lambda r: memory("full"),

@@ -1,0 +1,124 @@
+"""Coordinate ascent beside scikit-learn's variational mixtures, beside EM on the same rows, and beside SVI."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from measure import Row, per_iteration, seconds, timed
+from sklearn.datasets import load_iris
+
+from latentzoo import zoo
+
+NEAR = 0.001  # nats by row within which two bounds are the same: 0.1 for each 100 rows
+
+
+def clusters(N: int, D: int, K: int) -> np.ndarray:
+    rng = np.random.default_rng(0)
+    return rng.normal(size=(N, D)) + 3 * rng.normal(size=(K, D))[rng.integers(0, K, N)]
+
+
+def precisions(covariance: str, K: int, D: int) -> torch.Tensor:
+    return torch.eye(D).expand(K, D, D) if covariance == "full" else torch.ones(K, D)
+
+
+def sweep(covariance: str, N: int, D: int, K: int, target: float, rounds: int) -> Row:
+    """One sweep; both sides start from centres at the same rows, and end with as many of them in use."""
+    from sklearn.mixture import BayesianGaussianMixture
+
+    x = clusters(N, D, K)
+    start = {"loc": torch.from_numpy(x[:K]), "precision": precisions(covariance, K, D)}
+    pair = zoo.create("bayesian_gaussian_mixture", num_components=K, covariance=covariance)
+
+    def ours(iterations: int):
+        return zoo.fit(pair, x, inference="cavi", start=start, max_iters=iterations, tol=0, progress=False)
+
+    def theirs(iterations: int):
+        return BayesianGaussianMixture(
+            n_components=K,
+            covariance_type="full" if covariance == "full" else "diag",
+            weight_concentration_prior_type="dirichlet_distribution",
+            reg_covar=0,
+            tol=0,
+            max_iter=iterations,
+            init_params="random_from_data",
+            random_state=0,
+        ).fit(x)
+
+    return timed(
+        f"Bayesian Gaussian mixture, {covariance}, N={N // 1000}k D={D} K={K}, per sweep",
+        "scikit-learn",
+        lambda: per_iteration(ours, many=6),
+        lambda: per_iteration(theirs, many=6),
+        rounds,
+        target,
+    )
+
+
+def against_em(covariance: str, N: int, D: int, K: int, rounds: int) -> Row:
+    x = clusters(N, D, K)
+    loc, precision = torch.from_numpy(x[:K]), precisions(covariance, K, D)
+    bayesian = zoo.create("bayesian_gaussian_mixture", num_components=K, covariance=covariance)
+    plain = zoo.create("gaussian_mixture", num_components=K, covariance=covariance)
+    spread = "covariance" if covariance == "full" else "scale"  # of 1, as the precisions are
+
+    def cavi(iterations: int):
+        start = {"loc": loc, "precision": precision}
+        return zoo.fit(bayesian, x, inference="cavi", start=start, max_iters=iterations, tol=0, progress=False)
+
+    def em(iterations: int):
+        start = {"loc": loc, spread: precision}
+        return zoo.fit(plain, x, inference="em", start=start, max_iters=iterations, tol=0, progress=False)
+
+    found = timed(
+        f"CAVI sweep against an EM iteration, {covariance}, N={N // 1000}k D={D} K={K}",
+        "EM of latentzoo",
+        lambda: per_iteration(cavi, many=6),
+        lambda: per_iteration(em, many=6),
+        rounds,
+        1.5,
+    )
+    return found._replace(ratio=1 / found.ratio, at_most=True)  # time over time: a factor, not a gain
+
+
+def against_svi(rounds: int) -> Row:
+    """Time until the bound is within `NEAR` of where CAVI ends, or, of SVI, of where its own guide ends: the better of
+    the two, so that neither family of factors is favoured.
+    """
+    x = load_iris().data
+    pair = zoo.create("bayesian_gaussian_mixture", num_components=3)
+    begun = zoo.fit(pair, x, inference="cavi", max_iters=3, tol=0, seed=1).params
+    best = zoo.fit(pair, x, inference="cavi", start=begun).history
+    enough = int((best >= best[-1] - NEAR * len(x)).nonzero()[0])
+
+    def svi(steps: int):
+        return zoo.fit(
+            pair, x, inference="svi", guide="mean_field", start=begun, num_steps=steps, tol=0, progress=False
+        )
+
+    room = NEAR * len(x)
+    steps = 125
+    while svi(steps).history[-1] < best[-1] - room:
+        steps *= 2
+        if steps > 20_000:
+            raise AssertionError(f"SVI is not within {room:.2f} nat of {best[-1]:.2f} after {steps // 2} steps")
+
+    def cavi():
+        return zoo.fit(pair, x, inference="cavi", start=begun, max_iters=enough, tol=0, progress=False)
+
+    return timed(
+        f"CAVI ({enough} sweeps) to within 0.1 nat per 100 rows of its bound, iris K=3, whole fit",
+        f"SVI of latentzoo, mean field, {steps} steps",
+        lambda: seconds(cavi),
+        lambda: seconds(lambda: svi(steps)),
+        rounds,
+        50.0,
+    )
+
+
+CAVI_JOBS = {
+    "cavi-sweep-diagonal": lambda r: sweep("diagonal", 200_000, 16, 32, 3.0, r),
+    "cavi-sweep-full": lambda r: sweep("full", 200_000, 16, 32, 3.0, r),
+    "cavi-em-diagonal": lambda r: against_em("diagonal", 200_000, 16, 32, r),
+    "cavi-em-full": lambda r: against_em("full", 200_000, 16, 32, r),
+    "cavi-svi": against_svi,
+}
