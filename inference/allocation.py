@@ -310,7 +310,9 @@ def _check_plain(name: str, node: Any) -> None:
 def _check_pair(site: str, rows: Side, shared: Side, poisson: bool, column_factor: Tensor) -> None:
     if not poisson and not (rows.simplex and shared.simplex):
         name = shared.name if rows.simplex else rows.name
-        raise _no(site, f"'{name}' must lie on the simplex for multinomial counts, as a Dirichlet latent does", rows.name)
+        raise _no(
+            site, f"'{name}' must lie on the simplex for multinomial counts, as a Dirichlet latent does", rows.name
+        )
     if poisson and shared.simplex and len(column_factor) > 1:
         raise _no(site, f"'{shared.name}' lies on the simplex, and its columns have factors of their own", rows.name)
 

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .checks import check_device
 from .bags import densified
+from .checks import check_device
 from .data import Dataset, adapt, map_tensors
 from .derivation import mean_field
 from .errors import ModelError

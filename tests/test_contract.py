@@ -53,6 +53,13 @@ def fit(request, pair, data):
     return FITS[case]
 
 
+def needs(name, *inference):
+    """Skip what is not said of a model that its card lists other inference for."""
+    for one in inference:
+        if one not in zoo.card(name).inference:
+            pytest.skip(f"its card does not list {one}")
+
+
 def taken(pair, data):
     """The data as the drivers take them."""
     return adapt(data, by=pair.by)
@@ -110,8 +117,8 @@ def test_the_model_can_be_read_and_its_card_is_whole(name, pair, data, rows):
     assert name in zoo.list_models(family=card.family)
 
 
-def test_em_improves_on_its_start_and_never_falls(name, pair, data):
-    fit = zoo.fit(pair, data, inference="em", restarts=2)
+def test_coordinate_ascent_improves_on_its_start_and_never_falls(name, pair, data):
+    fit = zoo.fit(pair, data, inference=zoo.card(name).inference[0], restarts=2)
     assert fit.history[-1] > fit.history[0]
     assert (np.diff(fit.history.numpy()) >= -1e-9 * (1 + abs(fit.log_likelihood))).all()
     assert fit.converged
@@ -119,8 +126,7 @@ def test_em_improves_on_its_start_and_never_falls(name, pair, data):
 
 def test_svi_reaches_the_maximum_of_em_from_the_same_start(name, pair, data, rows):
     """From one start in its basin: from far away the two may climb different hills, and either may be the higher."""
-    if "svi" not in zoo.card(name).inference:
-        pytest.skip("its card does not list svi")
+    needs(name, "em", "svi")
     start = zoo.fit(pair, data, inference="em", max_iters=5, tol=0, seed=1).params
     best = zoo.fit(pair, data, inference="em", start=start)
     fit = zoo.fit(pair, data, inference="svi", guide="delta", start=start)
@@ -129,9 +135,9 @@ def test_svi_reaches_the_maximum_of_em_from_the_same_start(name, pair, data, row
     assert best.log_likelihood - fit.log_likelihood <= 0.01 * rows / 100
 
 
-def test_auto_picks_em_and_says_why(fit):
-    assert fit.inference == "em"
-    assert "EM is exact" in fit.reason
+def test_auto_picks_the_first_of_its_card_and_says_why(name, fit):
+    assert fit.inference == zoo.card(name).inference[0]
+    assert {"em": "EM is exact", "cavi": "coordinate ascent follows"}[fit.inference] in fit.reason
     assert fit.reason in fit.summary()
 
 
@@ -139,7 +145,8 @@ def test_scores_are_one_finite_number_per_row_and_sum_to_the_log_likelihood(fit,
     score = fit.score(data)
     assert score.shape == (rows,)
     assert torch.isfinite(score).all()
-    assert score.sum().item() == pytest.approx(fit.log_likelihood, rel=1e-10)
+    if not fit.guide:  # otherwise the score is an average, and the log-likelihood a bound
+        assert score.sum().item() == pytest.approx(fit.log_likelihood, rel=1e-10)
 
 
 def test_posteriors_are_probabilities(fit, data, rows):
@@ -153,7 +160,8 @@ def test_posteriors_are_probabilities(fit, data, rows):
         torch.testing.assert_close(probs.sum(-1), torch.ones(probs.shape[:-1], dtype=torch.float64))
 
 
-def test_generated_rows_keep_the_moments_of_the_data_they_came_from(fit, data, pair):
+def test_generated_rows_keep_the_moments_of_the_data_they_came_from(name, fit, data, pair):
+    needs(name, "em")
     drawn = fit.generate(4000, seed=1)
     again = zoo.fit(pair, drawn, restarts=1, start=fit.params, tol=1e-8, weights=None)
     first, second = numbers(drawn), numbers(again.generate(4000, seed=2))
@@ -168,14 +176,14 @@ def test_a_saved_fit_scores_bitwise_the_same(fit, data, tmp_path):
     assert torch.equal(loaded.score(data), fit.score(data))
     assert torch.equal(loaded.history, fit.history)
     assert loaded.summary() == fit.summary()
-    assert (loaded.aic, loaded.bic, loaded.icl) == (fit.aic, fit.bic, fit.icl)
+    np.testing.assert_equal((loaded.aic, loaded.bic, loaded.icl), (fit.aic, fit.bic, fit.icl))
     assert str(loaded.mode_map) == str(fit.mode_map)
 
 
 @pytest.mark.filterwarnings("ignore:Estimated shape parameter of Pareto:UserWarning")
 @pytest.mark.filterwarnings("ignore:invalid value encountered in scalar divide:RuntimeWarning")
 def test_arviz_opens_it_and_summary_and_loo_run(fit, data, rows):
-    posterior = fit.to_arviz(draws="laplace", num_draws=300)
+    posterior = fit.to_arviz(num_draws=50) if fit.guide else fit.to_arviz(draws="laplace", num_draws=300)
     assert set(fit.params) <= set(posterior.posterior.data_vars)
     assert set(fit.latents(data)) <= set(posterior.posterior.data_vars)
     groups = set(posterior.groups())
@@ -183,10 +191,11 @@ def test_arviz_opens_it_and_summary_and_loo_run(fit, data, rows):
     assert np.isfinite(az.summary(posterior, var_names=list(fit.params), kind="stats")["mean"]).all()
     loo = az.loo(posterior)
     assert loo.n_data_points == rows
-    assert loo.elpd_loo < fit.log_likelihood + 1
+    assert fit.guide or loo.elpd_loo < fit.log_likelihood + 1
 
 
-def test_one_draw_is_what_em_found(fit):
+def test_one_draw_is_what_em_found(name, fit):
+    needs(name, "em")
     posterior = fit.to_arviz().posterior
     assert (posterior.sizes["chain"], posterior.sizes["draw"]) == (1, 1)
     for name, value in fit.params.items():
@@ -200,7 +209,10 @@ def test_missing_cells_are_scored_by_what_is_left(fit, pair, data):
     assert torn.any()
     assert torch.isfinite(score).all()
     whole = ~torn.reshape(len(torn), -1).any(1)
-    torch.testing.assert_close(score[whole], fit.score(data)[whole])
+    if fit.guide:  # where scores are averages over draws
+        assert (score[whole] - fit.score(data)[whole]).abs().mean() < 0.3
+    else:
+        torch.testing.assert_close(score[whole], fit.score(data)[whole])
     empty = ~seen.reshape(len(seen), -1).any(1)
     assert (score[empty].abs() < 1e-12).all()
 
