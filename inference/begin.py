@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .allocation import read_allocation, sample_of
 from .bags import densified
 from .checks import check_device
 from .data import Dataset, adapt, map_tensors
@@ -57,15 +58,21 @@ def pick(pair: Pair, data: Any = None, fits: Sequence[str] = ()) -> tuple[str, s
     if fits:
         return fits[0], REASONS[fits[0]]
     if data is not None:
-        bound, dataset, home = take_in(pair, data, None)
+        bound, dataset, home = take_in(pair, data, None, sparse=True)
         with engine_state(0, home):
-            structure = read(bound.model, dataset.values)
+            structure = read(bound.model, sample_of(dataset.values))
+            try:
+                if read_allocation(bound.model, dataset.values, structure, dataset.schema) is not None:
+                    return "cavi", REASONS["cavi"]
+            except ModelError:
+                pass
             if structure.continuous:
                 name = structure.continuous[0]
                 return "svi", f"auto: latent '{name}' of each row is continuous, and cannot be summed out"
             if any(param.prior is not None for param in structure.params.values()):
                 try:
-                    mean_field(bound.model, dataset.values, structure)
+                    values = densified(dataset.values)
+                    mean_field(bound.model, values, read(bound.model, values))
                 except ModelError:
                     return "em", REASONS["em"]
                 return "cavi", REASONS["cavi"]

@@ -538,3 +538,11 @@ def test_sparse_data_are_read_without_a_dense_table():
     assert fit.params["topics"].shape == (3, x.shape[1])
     assert len(bags_of_sparse(x)) == x.shape[0]
     assert "lda" in ENTRIES
+
+
+def test_auto_picks_cavi_for_a_pair_of_ones_own():
+    x = sp.csr_matrix(documents())
+    own = Pair(gap().model)
+    fit = zoo.fit(own, x, tol=1e-6)
+    assert fit.inference == "cavi"
+    assert "coordinate ascent follows" in fit.reason
