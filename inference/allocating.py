@@ -323,7 +323,7 @@ class Allocating:
         little would hold it there.
         """
         allocation = self.allocation
-        shared = start_of(allocation, value)
+        shared = start_of(allocation, value, self.weights)
         for _ in range(cold):
             known = expect_shared(allocation, shared)
             found = self.each(partial(self._cold, known), self.weights)
@@ -390,9 +390,10 @@ def sum_of(parts: list[Tensor]) -> Tensor:
     return out
 
 
-def start_of(allocation: Allocation, value: Tensor) -> Tensor:
+def start_of(allocation: Allocation, value: Tensor, weights: Tensor | None = None) -> Tensor:
     """A factor of beta around a value (K, V), as if it had counted the data's total, shared out by the value."""
-    side, total = allocation.shared, allocation.counts.totals.sum()
+    side, totals = allocation.shared, allocation.counts.totals
+    total = (totals if weights is None else totals * weights).sum()
     if side.prior is None:
         return value
     counts = total / value.sum() * value

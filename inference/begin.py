@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .bags import densified
+from .allocation import read_allocation, sample_of
+from .bags import Bags, densified
 from .checks import check_device
 from .data import Dataset, adapt, map_tensors
 from .derivation import mean_field
@@ -58,9 +59,17 @@ def pick(pair: Pair, data: Any = None, fits: Sequence[str] = ()) -> tuple[str, s
     if fits:
         return fits[0], REASONS[fits[0]]
     if data is not None:
-        bound, dataset, home = take_in(pair, data, None)
+        bound, dataset, home = take_in(pair, data, None, sparse=True)
         with engine_state(0, home):
-            structure = read(bound.model, dataset.values)
+            structure = read(bound.model, sample_of(dataset.values))
+            try:
+                if read_allocation(bound.model, dataset.values, structure, dataset.schema) is not None:
+                    return "cavi", REASONS["cavi"]
+            except ModelError:
+                pass
+            if isinstance(dataset.values, Bags):
+                dataset = replace(dataset, values=densified(dataset.values))
+                structure = read(bound.model, dataset.values)
             priors = any(param.prior is not None for param in structure.params.values())
             if priors and _derives(mean_field, bound, dataset, structure):
                 return "cavi", REASONS["cavi"]

@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 import pytest
-import scipy.sparse
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -144,9 +143,6 @@ def test_a_read_only_memory_map_is_neither_copied_nor_walked_in_one_step(tmp_pat
     [
         (np.ones((2, 2), complex), ["complex128", "real"]),
         (torch.ones(2, dtype=torch.complex64), ["complex64", "real"]),
-        (torch.ones(2, 2).to_sparse(), ["sparse", ".to_dense()"]),
-        (scipy.sparse.eye_array(3, format="csr"), ["sparse", ".toarray()"]),
-        (scipy.sparse.csr_matrix(np.eye(3)), ["sparse", ".toarray()"]),
         (np.array(["a", "b"]), ["dtype <U1", "DataFrame"]),
         (np.array([1, "b"], object), ["dtype object", "DataFrame"]),
         (["a", "b"], ["dtype <U1", "DataFrame"]),

@@ -53,6 +53,13 @@ def fit(request, pair, data):
     return FITS[case]
 
 
+def needs(name, *inference):
+    """Skip what is not said of a model that its card lists other inference for."""
+    for one in inference:
+        if one not in zoo.card(name).inference:
+            pytest.skip(f"its card does not list {one}")
+
+
 def taken(pair, data):
     """The data as the drivers take them."""
     return adapt(data, by=pair.by)
@@ -167,7 +174,8 @@ def test_posteriors_are_probabilities(fit, data, rows):
         torch.testing.assert_close(probs.sum(-1), torch.ones(probs.shape[:-1], dtype=torch.float64))
 
 
-def test_generated_rows_keep_the_moments_of_the_data_they_came_from(fit, data, pair):
+def test_generated_rows_keep_the_moments_of_the_data_they_came_from(name, fit, data, pair):
+    needs(name, "em")
     drawn = fit.generate(4000, seed=1)
     again = zoo.fit(pair, drawn, restarts=1, start=fit.params, tol=1e-8, weights=None)
     first, second = numbers(drawn), numbers(again.generate(4000, seed=2))
@@ -182,7 +190,7 @@ def test_a_saved_fit_scores_bitwise_the_same(fit, data, tmp_path):
     assert torch.equal(loaded.score(data), fit.score(data))
     assert torch.equal(loaded.history, fit.history)
     assert loaded.summary() == fit.summary()
-    assert (loaded.aic, loaded.bic, loaded.icl) == (fit.aic, fit.bic, fit.icl)
+    np.testing.assert_equal((loaded.aic, loaded.bic, loaded.icl), (fit.aic, fit.bic, fit.icl))
     assert str(loaded.mode_map) == str(fit.mode_map)
 
 
@@ -197,7 +205,7 @@ def test_arviz_opens_it_and_summary_and_loo_run(fit, data, rows):
     assert np.isfinite(az.summary(posterior, var_names=list(fit.params), kind="stats")["mean"]).all()
     loo = az.loo(posterior)
     assert loo.n_data_points == rows
-    assert loo.elpd_loo < fit.log_likelihood + 1
+    assert fit.guide or loo.elpd_loo < fit.log_likelihood + 1
 
 
 def test_one_draw_is_what_em_found(fit):
@@ -216,7 +224,10 @@ def test_missing_cells_are_scored_by_what_is_left(fit, pair, data):
     assert torn.any()
     assert torch.isfinite(score).all()
     whole = ~torn.reshape(len(torn), -1).any(1)
-    torch.testing.assert_close(score[whole], fit.score(data)[whole])
+    if fit.guide:  # where scores are averages over draws
+        assert (score[whole] - fit.score(data)[whole]).abs().mean() < 0.3
+    else:
+        torch.testing.assert_close(score[whole], fit.score(data)[whole])
     empty = ~seen.reshape(len(seen), -1).any(1)
     assert (score[empty].abs() < 1e-12).all()
 

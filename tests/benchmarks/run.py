@@ -21,6 +21,7 @@ import torch
 from cavi_jobs import CAVI_JOBS
 from measure import Row, alternate, per_iteration, seconds, timed
 from svi_jobs import optimum, step_of_factors, step_of_mixture
+from topic_jobs import race
 
 from latentzoo import zoo
 
@@ -257,6 +258,9 @@ JOBS: dict[str, Callable[[int], Row]] = {
     "svi-step-factors": step_of_factors,
     "svi-optimum": optimum,
     **CAVI_JOBS,
+    "lda-gensim": lambda r: race("gensim", 20_000, 5_000, 50, 1.0, min(r, 1)),
+    "lda-online": lambda r: race("scikit-learn, online", 20_000, 5_000, 50, 1.0, min(r, 1)),
+    "lda-batch": lambda r: race("scikit-learn, batch", 20_000, 5_000, 50, 2.0, min(r, 1)),
     "start-up": start_up,
     "memory-diagonal": lambda r: memory("diagonal"),
     "memory-full": lambda r: memory("full"),
@@ -269,7 +273,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args()
     torch.set_num_threads(THREADS)
-    names = ("torch", "pyro-ppl", "numpy", "scikit-learn", "stepmix", "girth", "crowd-kit")
+    names = ("torch", "pyro-ppl", "numpy", "scikit-learn", "stepmix", "girth", "crowd-kit", "gensim")
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in names)
     print(f"{date.today()}, {THREADS} threads, Python {sys.version.split()[0]}, {versions}\n")
     print("| job | against | latentzoo | peer | ratio | target | met |\n|---|---|---|---|---|---|---|")
