@@ -17,7 +17,7 @@ from .compiler import compile_program
 from .conjugate import MeanField
 from .data import num_rows
 from .derivation import mean_field
-from .errors import warn
+from .errors import OptionError, warn
 from .estep import one_thread
 from .factor_guide import GUIDE
 from .factors import Point
@@ -141,6 +141,8 @@ def cavi(
             structure = read(pair.model, dataset.values)
         check_values(structure, dataset.schema)
         field = mean_field(pair.model, dataset.values, structure)
+        if share is not None and (field.bilinear or structure.continuous):
+            raise OptionError("weights: not taken by models whose latents multiply: repeat the rows, or leave it out")
         plain = compile_program(pair.model, dataset.values, structure)
         cells = {} if field.bilinear else label_cells(plain)
         check_rows(structure, cells, structure.num_rows)
