@@ -97,11 +97,11 @@ def ellipse(center, matrix, **options):
     return Ellipse(center, wide, high, angle=angle, fill=False, linewidth=2, **options)
 
 
-figure, panel = plt.subplots(figsize=(5.6, 5.2))
+figure, panel = plt.subplots(figsize=(8, 5))
 panel.add_patch(ellipse(mean, covariance, color=GREEN, label="true posterior"))
 panel.add_patch(ellipse(mean, np.diag(variances), color=BLUE, label="mean field"))
 panel.plot(*path.T, color=ORANGE, marker="o", markersize=3, linewidth=1.2, label="means, update by update")
-panel.set(xlim=(-1.5, 3.5), ylim=(-0.5, 4.5), xlabel=r"$\theta_1$", ylabel=r"$\theta_2$", aspect="equal")
+panel.set(xlim=(-1.5, 6.5), ylim=(-0.5, 4.5), xlabel=r"$\theta_1$", ylabel=r"$\theta_2$", aspect="equal")
 panel.legend(loc="lower right", frameon=False)
 save(figure, "07_two_dimensions")
 
