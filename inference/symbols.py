@@ -75,9 +75,10 @@ class Symbol(torch.Tensor):
             if (normalised := _normalisation(name, args)) is not None:
                 return _mark(out, normalised)
             names = frozenset().union(*(s.provenance.names for s in symbols))
-            moved = len(symbols) == 1 and source is symbols[0] and name in SELECTIONS | SAME_CELLS
-            known_as = source.provenance.operation if moved and isinstance(source, Symbol) else None
-            result = _computed(out, names, known_as or name)
+            operation = None  # of values that were computed, then moved
+            if isinstance(source, Symbol) and len(symbols) == 1 and name in SELECTIONS | SAME_CELLS:
+                operation = source.provenance.operation
+            result = _computed(out, names, operation or name)
             if isinstance(result, Symbol):
                 result.form = form
             if name in ("sum", "logsumexp") and isinstance(result, Symbol) and _over_last_dim(args, kwargs):

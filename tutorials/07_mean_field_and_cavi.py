@@ -97,11 +97,11 @@ def ellipse(center, matrix, **options):
     return Ellipse(center, wide, high, angle=angle, fill=False, linewidth=2, **options)
 
 
-figure, panel = plt.subplots(figsize=(5.6, 5.2))
+figure, panel = plt.subplots(figsize=(8, 5))
 panel.add_patch(ellipse(mean, covariance, color=GREEN, label="true posterior"))
 panel.add_patch(ellipse(mean, np.diag(variances), color=BLUE, label="mean field"))
 panel.plot(*path.T, color=ORANGE, marker="o", markersize=3, linewidth=1.2, label="means, update by update")
-panel.set(xlim=(-1.5, 3.5), ylim=(-0.5, 4.5), xlabel=r"$\theta_1$", ylabel=r"$\theta_2$", aspect="equal")
+panel.set(xlim=(-1.5, 6.5), ylim=(-0.5, 4.5), xlabel=r"$\theta_1$", ylabel=r"$\theta_2$", aspect="equal")
 panel.legend(loc="lower right", frameon=False)
 save(figure, "07_two_dimensions")
 
@@ -168,7 +168,8 @@ def sweeps():
 
 by_hand = list(sweeps())
 elbo = np.array([bound for _, bound in by_hand])
-print("ELBO", elbo[[0, 1, 2, 5, 10, -1]].round(4))
+for sweep in (1, 2, 3, 6, 11, SWEEPS):
+    print(f"ELBO after sweep {sweep:2}: {elbo[sweep - 1]:.4f}")
 assert (np.diff(elbo) >= -1e-9).all()
 
 # %% [markdown]
@@ -193,6 +194,10 @@ start = {"loc": torch.from_numpy(START), "tau": torch.ones(K), "weights": torch.
 fit = zoo.fit(Pair(galaxies), x, inference="cavi", start=start, max_iters=SWEEPS - 1, tol=0)
 alpha, m, s2, a, b = by_hand[-1][0]
 print(fit.summary())
+print("\nmean and sd of each mu    by hand            derived")
+for k in range(K):
+    factor = fit.posterior("loc")
+    print(f"  component {k}         {m[k]:8.4f} {s2[k] ** 0.5:7.4f}   {factor.mean[k]:8.4f} {factor.stddev[k]:7.4f}")
 assert np.allclose(fit.history, elbo, rtol=1e-10)
 assert np.allclose(fit.posterior("weights").concentration, alpha, rtol=1e-8)
 assert np.allclose(fit.posterior("loc").mean, m, rtol=1e-8)

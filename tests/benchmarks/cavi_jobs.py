@@ -47,7 +47,7 @@ def sweep(covariance: str, N: int, D: int, K: int, target: float, rounds: int) -
     return timed(
         f"Bayesian Gaussian mixture, {covariance}, N={N // 1000}k D={D} K={K}, per sweep",
         "scikit-learn",
-        lambda: per_iteration(ours, many=6),
+        lambda: per_iteration(ours, many=41),
         lambda: per_iteration(theirs, many=6),
         rounds,
         target,
@@ -72,8 +72,8 @@ def against_em(covariance: str, N: int, D: int, K: int, rounds: int) -> Row:
     found = timed(
         f"CAVI sweep against an EM iteration, {covariance}, N={N // 1000}k D={D} K={K}",
         "EM of latentzoo",
-        lambda: per_iteration(cavi, many=6),
-        lambda: per_iteration(em, many=6),
+        lambda: per_iteration(cavi, many=41),
+        lambda: per_iteration(em, many=41),
         rounds,
         1.5,
     )
