@@ -35,7 +35,7 @@ class Sweeps:
     weights: Tensor | None
     m_steps: int
     workers: int
-    accelerate: bool
+    accelerate: bool = False
 
     @property
     def params(self) -> list[str]:

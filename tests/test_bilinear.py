@@ -158,7 +158,7 @@ def test_a_table_and_its_long_form_are_one():
     table[np.random.default_rng(4).random(table.shape) < 0.3] = np.nan
     start = {"traits": torch.from_numpy(np.random.default_rng(5).normal(size=(8, 2)))}
     options = {"num_factors": 2, "inference": "cavi", "start": start, "max_iters": 6, "tol": 0}
-    wide = zoo.fit("probabilistic_matrix_factorization", table, by=None, **options)
+    wide = zoo.fit("probabilistic_matrix_factorization", table, layout="wide", **options)
     long = zoo.fit("probabilistic_matrix_factorization", ratings_of(table), **options)
     torch.testing.assert_close(wide.history, long.history)
     torch.testing.assert_close(wide.params["traits"], long.params["traits"])

@@ -266,7 +266,7 @@ def test_sticks_may_be_broken_in_any_way(idiom):
 
 @pytest.mark.parametrize("weights", ["dirichlet", "dirichlet_process"])
 def test_components_that_iris_does_not_need_empty(weights):
-    pair = zoo.create("bayesian_gaussian_mixture", num_components=10, covariance="full", weights=weights)
+    pair = zoo.create("bayesian_gaussian_mixture", num_components=10, covariance="full", prior=weights)
     fit = cavi(pair, "iris", restarts=20)
     rows = fit.latents()["z"].sum(0)
     assert rows.sum().item() == pytest.approx(150)

@@ -605,7 +605,7 @@ def test_readme_python_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    first, by_svi, own = blocks("python")
+    first, by_svi, own, bayesian = blocks("python")
     exec(first, {})
     out = capsys.readouterr().out
     assert "\n-180.18547" in out
@@ -614,7 +614,9 @@ def test_readme_python_runs(
         torch.manual_seed(0)
         found: dict[str, Any] = {}
         exec(own, found)
-    np.testing.assert_allclose(found["fit"].params["rate"].sort().values, [0.2, 5.0], rtol=0.25)
+        np.testing.assert_allclose(found["fit"].params["rate"].sort().values, [0.2, 5.0], rtol=0.25)
+        exec(bayesian, found)
+    np.testing.assert_allclose(found["fit"].posterior("rate").mean.sort().values, [0.2, 5.0], rtol=0.25)
 
     def model(x: torch.Tensor) -> None:
         loc = pyro.sample("loc", dist.Normal(0.0, 10.0))

@@ -244,7 +244,7 @@ assert widths[[0, 3]].min() > widths[[1, 2]].max()
 
 # %%
 options = {"num_components": 10, "covariance": "full", "restarts": 10}
-process = zoo.fit("bayesian_gaussian_mixture", "iris", weights="dirichlet_process", **options)
+process = zoo.fit("bayesian_gaussian_mixture", "iris", prior="dirichlet_process", **options)
 greedy = zoo.fit("gaussian_mixture", "iris", **options)
 used = process.latents()["z"].sum(0).sort(descending=True).values.numpy()
 filled = greedy.latents()["z"].sum(0).sort(descending=True).values.numpy()

@@ -16,13 +16,14 @@ from ...inference.pair import Pair
 from ..registry import register
 
 COLUMNS = ("item", "rating")
+LAYOUTS = ("long", "wide")
 
 
 @register(
     family="factors",
     summary="ratings of items by users, as products of a few tastes and traits",
-    data="a long table with a rating a row and columns user, item, rating; or, with by=None, a table of users by items "
-    "with NaN where there is no rating",
+    data="a long table with a rating a row and columns user, item, rating; or, with layout='wide', a table of users by "
+    "items with NaN where there is no rating",
     inference=("cavi", "svi"),
     references=(
         "Salakhutdinov and Mnih (2008), Probabilistic matrix factorization, NIPS 20, 1257-1264",
@@ -30,9 +31,9 @@ COLUMNS = ("item", "rating")
     ),
     checks=("held-out ratings of a simulated table are predicted as well as the noise allows",),
     example="iris",
-    examples=({"num_factors": 2, "by": None},),
+    examples=({"num_factors": 2, "layout": "wide"},),
 )
-def probabilistic_matrix_factorization(num_factors: int, by: str | None = "user") -> Pair:
+def probabilistic_matrix_factorization(num_factors: int, layout: str = "long") -> Pair:
     r"""Probabilistic matrix factorization, with biases and a factor for every latent (Lim and Teh 2007).
 
     .. math::
@@ -57,11 +58,13 @@ def probabilistic_matrix_factorization(num_factors: int, by: str | None = "user"
     """
     if num_factors < 1:
         raise OptionError(f"num_factors: met {num_factors}, expected at least 1")
-    K = num_factors
+    if layout not in LAYOUTS:
+        raise OptionError(f"layout: met {layout!r}, expected one of {', '.join(LAYOUTS)}")
+    K, wide = num_factors, layout == "wide"
 
     def model(x: Tensor) -> None:
-        rating = x if by is None else x[..., 1]  # (N, M)
-        J = x.shape[1] if by is None else num_categories(x[..., 0])
+        rating = x if wide else x[..., 1]  # (N, M)
+        J = x.shape[1] if wide else num_categories(x[..., 0])
         mean, variance = rating.nanmean(), rating[~rating.isnan()].var()
         traits = pyro.sample("traits", dist.Normal(torch.zeros(J, K), precision("trait", variance) ** -0.5).to_event(2))
         item_scale = precision("item", variance) ** -0.5
@@ -71,7 +74,7 @@ def probabilistic_matrix_factorization(num_factors: int, by: str | None = "user"
         with pyro.plate("data", len(x)):
             tastes = pyro.sample("tastes", dist.Normal(torch.zeros(K), 1.0).to_event(1))  # (N, K)
             user_bias = pyro.sample("user_bias", dist.Normal(0.0, user**-0.5))
-            if by is None:
+            if wide:
                 products, bias = tastes @ traits.T, item_bias
             else:
                 item = x[..., 0].nan_to_num(nan=0.0).long()
@@ -83,8 +86,8 @@ def probabilistic_matrix_factorization(num_factors: int, by: str | None = "user"
         return pyro.sample(f"{name}_precision", dist.Gamma(1.0, variance))
 
     def initialize(x: Tensor, generator: torch.Generator) -> Mapping[str, Tensor]:
-        rating = x if by is None else x[..., 1]
-        J = x.shape[1] if by is None else num_categories(x[..., 0])
+        rating = x if wide else x[..., 1]
+        J = x.shape[1] if wide else num_categories(x[..., 0])
         spread = rating[~rating.isnan()].std() / K**0.5
         return {"traits": spread * torch.randn(J, K, generator=generator, dtype=rating.dtype)}
 
@@ -93,9 +96,9 @@ def probabilistic_matrix_factorization(num_factors: int, by: str | None = "user"
         columns = schema.columns or ()
         if table.dim() != 3 or table.shape[-1] < 2:
             raise DataError(
-                f"data: met shape {tuple(table.shape)}, expected a rating a row, of three columns: {by}, item, rating"
+                f"data: met shape {tuple(table.shape)}, expected a rating a row, of three columns: user, item, rating"
             )
         places = [columns.index(name) for name in COLUMNS] if set(COLUMNS) <= set(columns) else [0, 1]
         return table[..., places]
 
-    return Pair(model, initialize=initialize, arrange=arrange if by else None, by=by)
+    return Pair(model, initialize=initialize, arrange=None if wide else arrange, by=None if wide else "user")

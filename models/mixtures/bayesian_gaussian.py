@@ -39,11 +39,11 @@ COVARIANCES = ("full", "diagonal")
     examples=(
         {"num_components": 3},
         {"num_components": 3, "covariance": "full"},
-        {"num_components": 6, "weights": "dirichlet_process"},
+        {"num_components": 6, "prior": "dirichlet_process"},
     ),
 )
 def bayesian_gaussian_mixture(
-    num_components: int = 6, covariance: str = "diagonal", weights: str = "dirichlet", concentration: float = 1.0
+    num_components: int = 6, covariance: str = "diagonal", prior: str = "dirichlet", concentration: float = 1.0
 ) -> Pair:
     r"""Gaussian mixture with priors (Bishop 2006, section 10.2), or a Dirichlet process of them (Blei and Jordan 2006).
 
@@ -74,12 +74,12 @@ def bayesian_gaussian_mixture(
     """
     if covariance not in COVARIANCES:
         raise OptionError(f"covariance: met {covariance!r}, expected one of {', '.join(COVARIANCES)}")
-    check_prior(weights, concentration, num_components)
+    check_prior(prior, concentration, num_components)
     K = num_components
 
     def model(x: Tensor) -> None:
         center, variance = location_and_variance(x)  # (D,)
-        shares = mixture_weights(weights, K, concentration)
+        shares = mixture_weights(prior, K, concentration)
         events = x.dim() - 1
         loc = pyro.sample("loc", dist.Normal(center, variance.sqrt()).expand([K, *x.shape[1:]]).to_event(1 + events))
         noise = likelihood(x, loc, variance)
@@ -90,8 +90,8 @@ def bayesian_gaussian_mixture(
     def likelihood(x: Tensor, loc: Tensor, variance: Tensor):  # type: ignore[no-untyped-def]
         D, events = max(variance.numel(), 1), x.dim() - 1
         if covariance == "full" and events:
-            prior = Wishart(torch.tensor(float(D)), precision_matrix=torch.diag(variance))
-            precision = pyro.sample("precision", prior.expand([K]).to_event(1))  # (K, D, D)
+            spread = Wishart(torch.tensor(float(D)), precision_matrix=torch.diag(variance))
+            precision = pyro.sample("precision", spread.expand([K]).to_event(1))  # (K, D, D)
             return lambda z: dist.MultivariateNormal(loc[z], precision_matrix=precision[z])
         gamma = dist.Gamma(D / 2, variance / 2).expand([K, *x.shape[1:]])
         precision = pyro.sample("precision", gamma.to_event(1 + events))  # (K, D)

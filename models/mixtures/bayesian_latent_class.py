@@ -29,10 +29,10 @@ from .weights import check_prior, mixture_weights
     checks=("one class: the evidence lower bound is the log evidence, Dirichlet-multinomial, to 1e-9",),
     example="carcinoma",
     size="num_classes",
-    examples=({"num_classes": 2}, {"num_classes": 4, "weights": "dirichlet_process"}),
+    examples=({"num_classes": 2}, {"num_classes": 4, "prior": "dirichlet_process"}),
 )
 def bayesian_latent_class(
-    num_classes: int = 4, weights: str = "dirichlet", concentration: float = 1.0, strength: float = 1.0
+    num_classes: int = 4, prior: str = "dirichlet", concentration: float = 1.0, strength: float = 1.0
 ) -> Pair:
     r"""Latent class analysis with priors (White and Murphy 2014), or a Dirichlet process of classes (Dunson and Xing
     2009).
@@ -55,17 +55,17 @@ def bayesian_latent_class(
     `strength` (s) is what each answer counts before any is seen: 1 is uniform. :math:`\alpha`, the `concentration`, is
     the total of the Dirichlet.
     """
-    check_prior(weights, concentration, num_classes)
+    check_prior(prior, concentration, num_classes)
     if not strength > 0:
         raise OptionError(f"strength: met {strength}, expected a number above 0")
     K = num_classes
 
     def model(x: Tensor) -> None:
-        shares = mixture_weights(weights, K, concentration)
+        shares = mixture_weights(prior, K, concentration)
         probs = []  # (K, C_j) each
         for j in range(x.shape[1]):
-            prior = dist.Dirichlet(torch.full((num_categories(x[:, j]),), strength)).expand([K]).to_event(1)
-            probs.append(pyro.sample(f"probs_{j}", prior))
+            profile = dist.Dirichlet(torch.full((num_categories(x[:, j]),), strength)).expand([K]).to_event(1)
+            probs.append(pyro.sample(f"probs_{j}", profile))
         with pyro.plate("data", len(x)):
             z = pyro.sample("z", dist.Categorical(shares), infer={"enumerate": "parallel"})
             for j, column in enumerate(probs):

@@ -29,10 +29,10 @@ from .weights import check_prior, mixture_weights
     checks=("one component: the evidence lower bound is the log evidence, a product of negative binomials, to 1e-9",),
     example="hasselblad_deaths",
     size="num_components",
-    examples=({"num_components": 3}, {"num_components": 4, "weights": "dirichlet_process"}),
+    examples=({"num_components": 3}, {"num_components": 4, "prior": "dirichlet_process"}),
 )
 def gamma_poisson_mixture(
-    num_components: int = 4, weights: str = "dirichlet", concentration: float = 1.0, shape: float = 1.0
+    num_components: int = 4, prior: str = "dirichlet", concentration: float = 1.0, shape: float = 1.0
 ) -> Pair:
     r"""Poisson mixture with priors, the rates being gamma (Gelman et al. 2013).
 
@@ -54,7 +54,7 @@ def gamma_poisson_mixture(
     The prior of a rate has the mean :math:`m_d` of its column over observed cells (1 where all counts are 0), and
     counts as `shape` (a) events: 1 is exponential. :math:`\alpha`, the `concentration`, is the total of the Dirichlet.
     """
-    check_prior(weights, concentration, num_components)
+    check_prior(prior, concentration, num_components)
     if not shape > 0:
         raise OptionError(f"shape: met {shape}, expected a number above 0")
     K = num_components
@@ -62,10 +62,10 @@ def gamma_poisson_mixture(
     def model(x: Tensor) -> None:
         mean = center_and_variance(x)[0]  # (D,)
         mean = torch.where(mean > 0, mean, 1.0)
-        shares = mixture_weights(weights, K, concentration)
+        shares = mixture_weights(prior, K, concentration)
         events = x.dim() - 1
-        prior = dist.Gamma(shape, shape / mean).expand([K, *x.shape[1:]]).to_event(1 + events)
-        rate = pyro.sample("rate", prior)
+        about = dist.Gamma(shape, shape / mean).expand([K, *x.shape[1:]]).to_event(1 + events)
+        rate = pyro.sample("rate", about)
         with pyro.plate("data", len(x)):
             z = pyro.sample("z", dist.Categorical(shares), infer={"enumerate": "parallel"})
             pyro.sample("x", dist.Poisson(rate[z]).to_event(events), obs=x)

@@ -12,13 +12,13 @@ from ...inference.errors import OptionError
 PRIORS = ("dirichlet", "dirichlet_process")
 
 
-def check_prior(weights: str, concentration: float, components: int) -> None:
+def check_prior(prior: str, concentration: float, components: int) -> None:
     """Refuse priors of weights that are none."""
-    if weights not in PRIORS:
-        raise OptionError(f"weights: met {weights!r}, expected one of {', '.join(PRIORS)}")
+    if prior not in PRIORS:
+        raise OptionError(f"prior: met {prior!r}, expected one of {', '.join(PRIORS)}")
     if not concentration > 0:
         raise OptionError(f"concentration: met {concentration}, expected a number above 0")
-    least = 1 + (weights == "dirichlet_process")
+    least = 1 + (prior == "dirichlet_process")
     if components < least:
         raise OptionError(f"the number of components: met {components}, expected at least {least}")
 

@@ -22,7 +22,7 @@ def precisions(covariance: str, K: int, D: int) -> torch.Tensor:
 
 
 def sweep(covariance: str, N: int, D: int, K: int, target: float, rounds: int) -> Row:
-    """One sweep; both sides start from centres at the same rows, and end with as many of them in use."""
+    """One sweep, priors as each has them by default; both start from centres at rows of the data."""
     from sklearn.mixture import BayesianGaussianMixture
 
     x = clusters(N, D, K)
@@ -81,9 +81,7 @@ def against_em(covariance: str, N: int, D: int, K: int, rounds: int) -> Row:
 
 
 def against_svi(rounds: int) -> Row:
-    """Time until the bound is within `NEAR` of where CAVI ends, or, of SVI, of where its own guide ends: the better of
-    the two, so that neither family of factors is favoured.
-    """
+    """Time until the bound is within `NEAR` by row of where CAVI ends, from the same start."""
     x = load_iris().data
     pair = zoo.create("bayesian_gaussian_mixture", num_components=3)
     begun = zoo.fit(pair, x, inference="cavi", max_iters=3, tol=0, seed=1).params

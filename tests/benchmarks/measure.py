@@ -21,7 +21,7 @@ class Row(NamedTuple):
 
     @property
     def met(self) -> bool:
-        return self.ratio <= self.target if self.at_most else self.ratio >= self.target
+        return 0 < self.ratio <= self.target if self.at_most else self.ratio >= self.target
 
 
 def alternate(ours: Callable[[], float], theirs: Callable[[], float], rounds: int) -> tuple[float, float]:
