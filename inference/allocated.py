@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import pyro.distributions as dist
@@ -11,12 +12,13 @@ import torch
 from torch import Tensor
 
 from .allocating import SINGLE, Block, Rows, Shared, expect_shared, make_blocks, mean_of
-from .allocation import Allocation, read_allocation, sample_of
+from .allocation import Allocation, Side, read_allocation, sample_of
 from .bags import DENSE_BYTES, Bags
 from .checks import check_counts, check_seed
 from .data import DataError, Dataset
 from .derived import Moments
-from .factors import GammaFactor
+from .errors import ModelError
+from .factors import DirichletFactor, GammaFactor, Point
 from .generate import simulate
 from .sites import Params
 from .structure import engine_state, read
@@ -50,11 +52,28 @@ def allocated_on(fit: Any, dataset: Dataset) -> Allocated:
     assert allocation is not None
     blocks = make_blocks(allocation)
     name = allocation.shared.name
+    if name not in fit.guide_parts:  # learned as a point, or by a guide of another family: its centre stands for it
+        point = Side(name, Point(), None, isinstance(allocation.shared.family, DirichletFactor))
+        allocation = allocation if allocation.shared.prior is None else replace(allocation, shared=point)
     state = fit.guide_parts[name] if name in fit.guide_parts else matrix_of(allocation, fit.params[name])
     shared = expect_shared(allocation, state)
     with torch.no_grad():
         etas = [Rows(allocation, block, shared).run(None, UPDATES, STILL).eta for block in blocks]
     return Allocated(allocation, blocks, state, shared, etas)
+
+
+def mixes_profiles(fit: Any) -> bool:
+    """Whether the rows of a fit mix shared profiles of counts; of a fit by SVI its data tell."""
+    if fit.guide == GUIDE or not fit.guide:
+        return bool(fit.guide)
+    if fit.data is None or len(fit.params) != 1:
+        return False
+    with engine_state(fit.seed), torch.no_grad():
+        structure = read(fit.pair.model, sample_of(fit.data.values), fit.params)
+        try:
+            return read_allocation(fit.pair.model, fit.data.values, structure, fit.data.schema) is not None
+        except (ModelError, DataError):
+            return False
 
 
 def matrix_of(allocation: Allocation, value: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 from pyro.distributions import constraints
 from torch import Tensor
 
-from . import allocated, draws, generate, groups, guided, saving, verbs
+from . import allocated, draws, generate, groups, guided, saving, verbs, words
 from .bags import densified
 from .data import DataError, Dataset, Schema, adapt, map_tensors
 from .decompose import HalfStep, half_steps
@@ -43,7 +43,7 @@ class Fit:
     converged : bool
         Whether the tolerance was met.
     log_likelihood : float
-        log p(x) at `params`, weighted by row, priors left out.
+        log p(x) at `params`, weighted by row, priors left out; where the fit is `bounded`, the bound on it.
     num_parameters : int
         Free dimensions of the params.
     num_rows : float
@@ -80,6 +80,13 @@ class Fit:
     # --- how good ---------------------------------------------------------------------------------------------------
 
     @property
+    def bounded(self) -> bool:
+        """Whether `log_likelihood` (so AIC and BIC too) is no more than the evidence lower bound: rows have continuous
+        latents that nobody sums out.
+        """
+        return bool(self.guide) and math.isnan(self.entropy)
+
+    @property
     def aic(self) -> float:
         """Akaike's criterion, smaller is better."""
         return -2 * self.log_likelihood + 2 * self.num_parameters
@@ -99,8 +106,7 @@ class Fit:
         """What `score` is: exact, an average over draws of shared latents, or an importance-weighted bound."""
         if not self.guide:
             return "exact"
-        rows = math.isnan(self.entropy)  # continuous latents of a row are summed out by nobody
-        return "importance-weighted bound" if rows else "average over draws from the guide"
+        return "importance-weighted bound" if self.bounded else "average over draws from the guide"
 
     def score(self, data: Any = None) -> Tensor:
         """log p(x_n) of each row, (N,), missing cells integrated out; `score_kind` says how latents were."""
@@ -203,7 +209,7 @@ class Fit:
 
     def summary(self) -> str:
         """A page a person can read: what was fitted, how well, and what was found."""
-        return verbs.summary(self)
+        return words.summary(self)
 
     def save(self, folder: str | Path) -> Path:
         """Write a run folder (safetensors and JSON, no pickle), atomically. The data are not in it."""
@@ -231,7 +237,8 @@ class Fit:
     def __repr__(self) -> str:
         name = self.pair.origin.name if self.pair.origin else getattr(self.pair.model, "__name__", "model")
         state = "converged" if self.converged else "not converged"
-        return f"Fit({name}, {self.inference}, log_likelihood={self.log_likelihood:.4f}, {state})"
+        kind = "bound" if self.bounded else "log_likelihood"
+        return f"Fit({name}, {self.inference}, {kind}={self.log_likelihood:.4f}, {state})"
 
 
 def in_double(dataset: Dataset) -> Dataset:

@@ -13,8 +13,8 @@ from matplotlib.patheffects import withStroke
 from torch import Tensor
 
 from .data import Dataset
-from .factor_normal import FactorNormal
-from .normals import arguments_by_row, normal_moments
+from .loadings import loadings_of
+from .normals import normal_moments
 from .plots_columns import UnfitKind, part
 from .plots_style import DATA, LISTED, SMALL, TOTAL, color, count, dress, legend, marker, percent, picture
 from .rotations import varimax
@@ -60,18 +60,16 @@ def read_factors(fit: Any, data: Any) -> Factors:
         dataset = part(dataset, rows)
     with engine_state(fit.seed), torch.no_grad():
         program, params = program_on(fit, dataset)
-        sites = [
-            n for n in program.structure.observed if isinstance(program.structure.trace.nodes[n]["fn"], FactorNormal)
-        ]
-        if not sites:
-            raise UnfitKind("the rows have no normal latent that was summed out: try clusters, profiles, bound")
-        args = arguments_by_row(program.trace(params).nodes[sites[0]]["fn"], program.layout)
-        if any(value.shape[1] > 1 for value in args.values()) or "scale" not in args:
-            raise UnfitKind("the mean of what is observed differs from row to row: try bound")
+        found = loadings_of(program, params)
+        if found is None:
+            raise UnfitKind(
+                "the rows have no normal latent that was summed out, or the mean of what is observed differs from row "
+                "to row: try clusters, profiles, bound"
+            )
         table = joint_posterior(program, params)
         moments = normal_moments(program, params, table)
     scores = torch.cat([one.mean.reshape(len(one.mean), -1) for one in moments.values()], 1)
-    loc, load, scale = (args[name].squeeze(1) for name in ("loc", "factor", "scale"))
+    loc, load, noise = found
     if scores.shape[1] != load.shape[2]:
         raise UnfitKind("its factors are not the latents themselves: try bound")
     if fit.guide and len(load) == 1:  # of a posterior no factor comes first: the largest do
@@ -80,7 +78,7 @@ def read_factors(fit: Any, data: Any) -> Factors:
     width = loc.shape[1]
     names = dataset.schema.columns
     columns = tuple(names) if names and len(names) == width else tuple(f"x{d}" for d in range(width))
-    return Factors(columns, loc, load, scale**2, scores, table.argmax(1), table.mean(0), total)
+    return Factors(columns, loc, load, noise, scores, table.argmax(1), table.mean(0), total)
 
 
 # --- rows and columns on one map --------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from .allocated import GUIDE
+from .allocated import mixes_profiles
 from .plots_columns import UnfitKind
 from .plots_style import DATA, SMALL, TEXT, color, count, dress, picture
 from .topics import shared_matrix
@@ -85,7 +85,7 @@ def _theta(fit: Any, data: Any) -> np.ndarray:
 
 def _read(fit: Any, data: Any) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
     """Profiles (K, V) that sum to 1, their shares in all rows (None without data), and these' order."""
-    if fit.guide != GUIDE:
+    if not mixes_profiles(fit):
         raise UnfitKind("its rows mix no shared profiles of counts: try profiles, rates, bound")
     matrix = shared_matrix(fit).numpy()
     matrix = matrix / matrix.sum(1, keepdims=True)

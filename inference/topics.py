@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .allocated import GUIDE, Allocated, allocated_on
+from .allocated import Allocated, allocated_on, mixes_profiles
 from .allocating import mean_of
 from .bags import Bags, bags_of
 from .checks import check_counts, check_seed
@@ -60,7 +60,7 @@ def perplexity(fit: Any, docs: Any, seed: int = 0) -> float:
     Parameters
     ----------
     fit : Fit
-        Of a model of counts whose rows mix what they share, by CAVI.
+        Of a model of counts whose rows mix what they share; of a fit by SVI the topics' centre is taken.
     docs : counts (N, V), as `fit` takes them
         Held out from the fit.
     seed : int
@@ -128,9 +128,10 @@ def shared_matrix(fit: Any) -> Tensor:
 
 
 def _require(fit: Any) -> None:
-    if fit.guide != GUIDE:
+    if not mixes_profiles(fit):
         raise OptionError(
-            'topics: met a fit whose rows mix no shared profiles of counts; fit such a model with inference="cavi"'
+            'topics: met a fit whose rows mix no shared profiles of counts; fit such a model with inference="cavi" '
+            '(or "svi", and while its data are in memory)'
         )
 
 
