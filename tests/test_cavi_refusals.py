@@ -80,8 +80,8 @@ def student(x):
 def continuous_of_a_row(x):
     loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
     with rows(x):
-        u = pyro.sample("u", dist.Normal(loc, 1.0))
-        pyro.sample("x", dist.Normal(u, 1.0), obs=x[:, 0])
+        u = pyro.sample("u", dist.Gamma(2.0, 1.0))
+        pyro.sample("x", dist.Normal(loc * u, 1.0), obs=x[:, 0])
 
 
 def masked_site(x):
@@ -134,7 +134,7 @@ CASES = {
     link: ["'x'", "rate", "'loc'", "exp", SVI],
     of_the_shape: ["'x'", "'concentration'", "'shape'", "give it a number", SVI],
     student: ["'x'", "StudentT", SVI],
-    continuous_of_a_row: ["'u'", "continuous", SVI],
+    continuous_of_a_row: ["'x'", "'u'", "latent of each row", SVI],
     masked_site: ["'x'", "mask", SVI],
     scaled_prior: ["'loc'", "scaled or masked", SVI],
     outside_the_plate: ["'seen'", "outside the data plate", SVI],
