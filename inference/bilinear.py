@@ -53,6 +53,7 @@ class Bilinear:
     counts: Tensor  # of entries, likewise
     precision: str
     scale: Source  # of the distinct standard deviations
+    places: tuple[Tensor, Tensor] | None = None  # (i, j) of every entry, row by row; None where entries are a table
 
     @property
     def size(self) -> int:
@@ -85,6 +86,16 @@ class Bilinear:
             cross, second = cross * precision.squeeze(), second * precision.squeeze()
         loss = (precision * self.squares).sum() - 2 * cross + second
         return (-0.5 * loss - (self.counts * (log_scale + 0.5 * LOG_2PI)).sum()).reshape(1)
+
+    def variances(self, means: Means, families: Families) -> Tensor:
+        """Of E y = l_i . r_j under the mean field, for every entry, missing ones too: (I, J), or (entries,)."""
+        left, right = _mean(self.left, means, families), _mean(self.right, means, families)
+        one = _second(self.left, left, means, families).flatten(1)
+        two = _second(self.right, right, means, families).flatten(1)
+        if self.places is None:
+            return (one @ two.mT - (left @ right.mT) ** 2).clamp_min(0)
+        i, j = self.places
+        return (torch.linalg.vecdot(one[i], two[j]) - torch.linalg.vecdot(left[i], right[j]) ** 2).clamp_min(0)
 
 
 def _mean(parts: tuple[Part, ...], means: Means, families: Families) -> Tensor:

@@ -248,7 +248,8 @@ def _compiled(
         y = entries.flatten()[at]
         place, shape = (sides.left[at], sides.right[at]), (len(sides.first_left), len(sides.first_right))
         values, ones = _sparse(y, place, shape), _sparse(torch.ones_like(y), place, shape)
-        return Bilinear(left, right, values, ones, (y**2).sum().reshape(1), at.sum().double().reshape(1), "", source)
+        total, count = (y**2).sum().reshape(1), at.sum().double().reshape(1)
+        return Bilinear(left, right, values, ones, total, count, "", source, (sides.left, sides.right))
     kind = "left" if sizes[0] > 1 else "right" if sizes[1] > 1 else ""
     filled, ones_at = entries.nan_to_num(nan=0.0), seen.double()
     over_all = [0, 1] if not kind else [1] if kind == "left" else [0]

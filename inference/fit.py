@@ -13,7 +13,7 @@ import torch
 from pyro.distributions import constraints
 from torch import Tensor
 
-from . import allocated, draws, generate, groups, guided, saving, verbs, words
+from . import allocated, draws, factor_guide, generate, groups, guided, predictions, saving, verbs, words
 from .bags import densified
 from .data import DataError, Dataset, Schema, adapt, map_tensors
 from .decompose import HalfStep, half_steps
@@ -170,12 +170,12 @@ class Fit:
         """Each row's posterior predictive: its expected value (for categories the most probable), in the form it came
         in.
         """
-        fill = allocated if self.guide == allocated.GUIDE else generate
+        fill = self._fill
         return fill.reconstruct(self, self.adapted(data))
 
     def impute(self, data: Any = None) -> Any:
         """The data with missing cells at their conditional expectation (for categories the most probable)."""
-        fill = allocated if self.guide == allocated.GUIDE else generate
+        fill = self._fill
         return fill.impute(self, self.adapted(data))
 
     # --- uncertainty, export, pictures ------------------------------------------------------------------------------
@@ -233,6 +233,11 @@ class Fit:
     def _verbs(self) -> Any:
         """The functions that know this fit's posterior."""
         return allocated if self.guide == allocated.GUIDE else guided if self.guide else verbs
+
+    @property
+    def _fill(self) -> Any:
+        """The functions that know what its observed sites are expected to be."""
+        return {allocated.GUIDE: allocated, factor_guide.GUIDE: predictions}.get(self.guide, generate)
 
     def __repr__(self) -> str:
         name = self.pair.origin.name if self.pair.origin else getattr(self.pair.model, "__name__", "model")

@@ -166,7 +166,12 @@ def _fill(fit: Any, dataset: Dataset, everywhere: bool) -> Any:
             missing = out[cells.flatten()].isnan()
             chosen = slice(None) if everywhere else missing
             out[cells.flatten()[chosen]] = expected.expand(cells.shape).flatten()[chosen]
-    out = out.reshape(values.shape)
+    return filled_in(fit, dataset, out.reshape(values.shape))
+
+
+def filled_in(fit: Any, dataset: Dataset, out: Tensor) -> Any:
+    """Expected values in place of the data's, in the form these came in."""
+    values = dataset.values
     if dataset.schema.container == "frame":
         for number, column in enumerate(dataset.schema.columns or ()):
             if column in dataset.schema.labels:  # of two labels, too, the more probable

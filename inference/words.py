@@ -55,7 +55,7 @@ def _table(value: Tensor, columns: tuple[str, ...] | None) -> list[str]:
         return [f"{value.item():.4f}"]
     if columns and value.dim() == 2 and len(columns) == value.shape[1] > SHOWN and bool((value >= 0).all()):
         found = [f"{k:3}  {_largest(row, columns)}" for k, row in enumerate(value[:LINES])]
-        return ["the largest of each line:", *found] + _more(len(value))
+        return ["the largest of each line:", *found, *_more(len(value))]
     rows = value.reshape(-1, value.shape[-1])
     block = value.shape[-2] if value.dim() > 2 else len(rows)
     shown = [

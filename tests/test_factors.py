@@ -468,3 +468,28 @@ def test_bars_are_the_correlations_of_columns_with_turned_factors():
     width = np.array([[bar.get_width() for bar in axes.patches] for axes in figure.axes])[:, ::-1]
     np.testing.assert_allclose((width[:2] ** 2).sum(0) + width[2], 1, atol=1e-9)
     np.testing.assert_allclose(width[2], fit.params["scale"] ** 2, atol=1e-4)  # variances of 1
+
+
+# --- words ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_summary_says_which_columns_go_with_each_turned_factor(tmp_path):
+    fit = zoo.fit("factor_analysis", "girls", num_factors=2)
+    load, noise = fit.params["load"], fit.params["scale"] ** 2
+    total = load.square().sum(1) + noise
+    turned = varimax(load / total.sqrt().unsqueeze(1)).loadings
+    page = fit.summary()
+    for k in range(2):
+        best = int(turned[:, k].abs().argmax())
+        share = turned[:, k].square().mean()
+        line = f"factor {k + 1} ({share:.0%} of variance): {fit.schema.columns[best]} {turned[best, k]:.2f}, "
+        assert line in page
+    assert f"noise ({(noise / total).mean():.0%} of variance)" in page
+    fit.save(tmp_path / "run")
+    assert zoo.load(tmp_path / "run").summary() == page
+
+
+def test_a_summary_turns_no_factors_that_stand_beside_other_latents():
+    fit = zoo.fit("probabilistic_matrix_factorization", "iris", num_factors=2, layout="wide", max_iters=3, tol=0)
+    assert "varimax" not in fit.summary()
+    assert "varimax" not in zoo.fit("gaussian_mixture", "iris", num_components=2).summary()

@@ -1,6 +1,7 @@
 """Counts allocated to positive latents: the derived updates beside those of the papers, written out by hand."""
 
 import numpy as np
+import pandas as pd
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -546,3 +547,38 @@ def test_auto_picks_cavi_for_a_pair_of_ones_own():
     fit = zoo.fit(own, x, tol=1e-6)
     assert fit.inference == "cavi"
     assert "coordinate ascent follows" in fit.reason
+
+
+# --- words ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_summary_lists_words_of_topics_and_says_that_a_bound_is_one():
+    words = [f"w{v:02d}" for v in range(40)]
+    rng = np.random.default_rng(0)
+    x = np.stack([rng.multinomial(30, t) for t in rng.dirichlet(np.full(40, 0.1), 20)])
+    fit = short(zoo.create("lda", num_topics=2), pd.DataFrame(x, columns=words), 5)
+    page = fit.summary()
+    assert fit.bounded
+    assert "log-likelihood" not in page
+    assert "log p(x) lies above it" in page
+    assert "bound=" in repr(fit)
+    for k, row in enumerate(top_words(fit, 3)):
+        probability = fit.params["topics"][k, words.index(row[0])]
+        assert f"{k:3}  {row[0]} {probability:.3g}, {row[1]} " in page
+
+
+def test_topics_of_svi_are_looked_at_in_the_same_ways():
+    x = documents(60)
+    with pytest.warns(ConvergenceWarning, match="300 steps"):
+        fit = zoo.fit(lda(), x, inference="svi", num_steps=300)
+    topics = fit.params["topics"]
+    held = documents(40, seed=3)
+    point = zoo.fit(
+        lda(point_topics=True), x, inference="cavi", max_iters=0, tol=0, start={"topics": topics.clamp_min(1e-12)}
+    )
+    assert perplexity(fit, held) == pytest.approx(perplexity(point, held), rel=1e-3)
+    assert top_words(fit, 2)[0] == [str(v) for v in topics[0].argsort(descending=True)[:2].tolist()]
+    assert coherence(fit).shape == (K,)
+    assert len(fit.plot().axes) == K
+    with pytest.raises(OptionError, match="no shared profiles"):
+        top_words(zoo.fit("gaussian_mixture", "iris", num_components=2))
