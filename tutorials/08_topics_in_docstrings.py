@@ -6,7 +6,7 @@
 #
 # Latent Dirichlet allocation (LDA) says that a document mixes a few *topics*, each a distribution over the words:
 #
-# $$\beta_k \sim \mathrm{Dirichlet}(\eta, \dots, \eta), \qquad \theta_n \sim \mathrm{Dirichlet}(\alpha, \dots, \alpha),$$
+# $$\beta_k \sim \mathrm{Dirichlet}(\eta, \dots, \eta), \quad \theta_n \sim \mathrm{Dirichlet}(\alpha, \dots, \alpha),$$
 #
 # and each word of document $n$ first draws a topic, $k$ with probability $\theta_{nk}$, and then itself, $v$ with
 # probability $\beta_{kv}$. Small $\alpha$ and $\eta$ say that a document has few topics, and a topic few words. The
@@ -18,6 +18,7 @@
 
 # %%
 import math
+import re
 import time
 from pathlib import Path
 
@@ -48,8 +49,8 @@ def save(figure, name):
 #
 # The data set `docstrings` is made on your machine, of the SciPy that is installed: up to 40 functions of each of eight
 # modules, without references and examples. Of the words, the 200 most frequent are kept that stand in at least five
-# docstrings and in no more than half of them. So this is a small corpus, which fits in seconds; and with another version
-# of SciPy the numbers below will be somewhat different ones.
+# docstrings and in no more than half of them. So this is a small corpus, which is fitted in seconds; and with another
+# version of SciPy the numbers below will be somewhat different ones.
 
 # %%
 counts = load_bundled("docstrings")
@@ -84,7 +85,8 @@ save(fit.plot(), "08_topics")
 # %% [markdown]
 # Nobody said that there is such a thing as a Fourier transform or a hypothesis test. Nobody said, either, what we care
 # about. Recent docstrings of SciPy hold a table of the array libraries and devices that a function supports; its words
-# go together more tightly than those of any subject, so they become a topic. In real text some topics are boilerplate.
+# go together more tightly than those of any subject, so they become a topic. The markup of formulas (`math`, `frac`) is
+# among the words too. In real text some topics are boilerplate.
 #
 # The model never saw which module a function is from. Average $\theta_n$ over the functions of each:
 
@@ -142,14 +144,14 @@ def assignment(n):
     return phi / phi.sum(1, keepdims=True)
 
 
-second = np.where(counts.sum(1) >= 60, np.sort(theta, 1)[:, -2], 0)
+second = np.where(counts.sum(axis=1) >= 60, np.sort(theta, 1)[:, -2], 0)
 n = int(second.argmax())
 bag = counts.iloc[n].to_numpy()
 phi = assignment(n)
 a, b = theta[n].argsort()[::-1][:2]
-print(
-    f"{counts.index[n]}: {bag.sum()} tokens; {theta[n, a]:.0%} topic {labels[a]}, {theta[n, b]:.0%} topic {labels[b]}"
-)
+print(f"{counts.index[n]}, {bag.sum()} tokens, mixes")
+for k in (a, b):
+    print(f"  {theta[n, k]:.0%} of topic {labels[k]}")
 frequent = bag.argsort()[::-1][:14]
 for v in frequent:
     print(f"  {counts.columns[v]:14} x{bag[v]:<3} topic {a}: {phi[v, a]:.2f}   topic {b}: {phi[v, b]:.2f}")
@@ -157,8 +159,8 @@ assert second[n] > 0.2
 
 # %% [markdown]
 # Two things can be checked. The probabilities add up to the shares: the factor of $\theta_n$ is
-# $\mathrm{Dirichlet}(\alpha + \sum_v x_{nv} \phi_{nv})$, so counting words by topic gives its parameters back. And a word
-# need not have the same topic everywhere, since $\theta_n$ bears on it: that is how the model tells meanings apart.
+# $\mathrm{Dirichlet}(\alpha + \sum_v x_{nv} \phi_{nv})$, so counting words by topic gives its parameters back. And a
+# word need not have the same topic everywhere, since $\theta_n$ bears on it: so are meanings told apart.
 
 # %%
 recovered = 0.1 + bag @ phi
@@ -197,11 +199,13 @@ save(figure, "08_one_document")
 # New text is read in the same way. Words that the vocabulary lacks are left out.
 
 # %%
-text = "the null hypothesis of this test is that the two samples have a distribution with the same mean"
-known = [word for word in text.split() if word in counts.columns]
+text = """Test whether two samples come from the same distribution. The statistic of the test is computed from the
+sample values; its distribution under the null hypothesis gives the probability of a value as large."""
+known = [word for word in re.findall("[a-z]+", text.lower()) if word in counts.columns]
 new = fit.latents([known])["theta"]
 k = int(new.mean[0].argmax())
-print(f"{known} -> topic {labels[k]}: {new.mean[0, k]:.2f} +- {new.sd[0, k]:.2f}")
+print("read:", ", ".join(known))
+print(f"topic {labels[k]}: {new.mean[0, k]:.2f} +- {new.sd[0, k]:.2f}")
 assert by_module[names.index("stats"), k] > by_module[:, k].mean()  # a topic that stats uses more than others do
 
 # %% [markdown]
@@ -224,7 +228,7 @@ bound = {K: max(one.history[-1].item() for one in fits) for K, fits in tried.ite
 
 frequency = train.sum() + 0.05  # eta of the prior
 log_frequency = np.log(frequency / frequency.sum()).to_numpy()
-scored = halves(bags_of(torch.from_numpy(test.to_numpy(dtype=float)))).held.dense().numpy()
+scored = halves(bags_of(torch.tensor(test.to_numpy(dtype=float)))).held.dense().numpy()
 by_hand = math.exp(-(scored @ log_frequency).sum() / scored.sum())
 print(f"perplexity with one topic {score[1][0]:.4f}, by hand {by_hand:.4f}, a uniform guess {counts.shape[1]}")
 print("topics   perplexity of three starts   mean coherence   best bound")
