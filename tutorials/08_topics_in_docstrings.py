@@ -49,11 +49,14 @@ def save(figure, name):
 #
 # The data set `docstrings` is made on your machine, of the SciPy that is installed: up to 40 functions of each of eight
 # modules, without references and examples. Of the words, the 200 most frequent are kept that stand in at least five
-# docstrings and in no more than half of them. So this is a small corpus, which is fitted in seconds; and with another
-# version of SciPy the numbers below will be somewhat different ones.
+# docstrings and in no more than half of them. Three of these are no words but markup of formulas and a floating-point
+# value, and are dropped: text wants cleaning before it is counted. What is left is a small corpus, which is fitted in
+# seconds; and with another version of SciPy the numbers below will be somewhat different ones.
 
 # %%
-counts = load_bundled("docstrings")
+MARKUP = ["math", "frac", "nan"]
+counts = load_bundled("docstrings").drop(columns=MARKUP, errors="ignore")
+counts = counts[counts.sum(axis=1) >= 10]
 modules = np.array([name.rsplit(".", 1)[0] for name in counts.index])
 print(f"{len(counts)} documents, {counts.shape[1]} words, {counts.to_numpy().sum()} tokens")
 for name in counts.index[:: len(counts) // 5][:5]:
@@ -85,8 +88,7 @@ save(fit.plot(), "08_topics")
 # %% [markdown]
 # Nobody said that there is such a thing as a Fourier transform or a hypothesis test. Nobody said, either, what we care
 # about. Recent docstrings of SciPy hold a table of the array libraries and devices that a function supports; its words
-# go together more tightly than those of any subject, so they become a topic. The markup of formulas (`math`, `frac`) is
-# among the words too. In real text some topics are boilerplate.
+# go together more tightly than those of any subject, so they head a topic. In real text some topics are boilerplate.
 #
 # The model never saw which module a function is from. Average $\theta_n$ over the functions of each:
 
@@ -264,15 +266,15 @@ for panel, (title, values) in zip(
 save(figure, "08_how_many")
 
 # %% [markdown]
-# Most of the gain comes early: a dozen topics more than halve the perplexity. After that it falls slowly, as topics
+# Most of the gain comes early: a dozen topics about halve the perplexity. After that it falls slowly, as topics
 # split into smaller ones, while their words go together no better, and the bound turns down. So there is no one number,
 # but a range: less than eight is too coarse, more than two dozen gain nothing that one would want to read. Twelve is a
 # fair choice within it. Note also the spread of the three starts: differences as small as that mean nothing.
 
 # %%
 mean = {K: np.mean(score[K]) for K in sizes}
-assert mean[12] < 0.55 * mean[1]
-assert mean[12] - mean[48] < 0.25 * (mean[1] - mean[12])
+assert mean[12] < 0.6 * mean[1]
+assert mean[12] - mean[48] < 0.4 * (mean[1] - mean[12])
 assert np.mean(topics_hang[12]) > np.mean(topics_hang[48])
 assert np.mean(topics_hang[12]) > np.mean(topics_hang[2])
 assert bound[48] < max(bound.values())
