@@ -3,31 +3,46 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import fields as dataclass_fields
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from .bilinear import Bilinear
 from .compiler import compile_program
-from .conjugate import MeanField, Moment, Prior, flat
+from .conjugate import DrawnPrior, MeanField, Moment, Prior, flat
+from .drawn import DrawnFactor, DrawnProgram, Draws, key_of
 from .entries import bilinear_site, in_vectors, is_bilinear
-from .errors import ModelError
+from .errors import ModelError, NotConjugate
 from .expected import Expected, ExpectedNormal, expected_family, observed_family
 from .factors import BetaFactor, FactorFamily, MultivariateNormalFactor, NormalFactor, Point, factor_family
 from .family import Family
 from .forms import Form, root, unbroadcast
 from .loglinear import LogLinear, loglinear
+from .program import Program
 from .sites import Argument, Layout, Params
-from .sources import WAY_OUT, Families, distinct, expected
+from .sources import WAY_OUT, Families, Source, distinct
 from .structure import Bind, Structure, base_of, run
-from .symbols import form_of, plain, provenance
+from .symbols import form_of, plain, provenance, symbols_of
 
 
-def mean_field(model: Any, data: Any, structure: Structure) -> MeanField:
+class ByDraws(NamedTuple):
+    """What has no closed form, and is fitted by gradient over draws."""
+
+    latents: frozenset[str] = frozenset()
+    sites: frozenset[str] = frozenset()  # scored at draws; a latent's own density among them
+
+
+def mean_field(model: Any, data: Any, structure: Structure, fallback: bool = False) -> MeanField:
     """Derive the mean field of a model on its data.
+
+    Parameters
+    ----------
+    fallback : bool
+        Fit by gradient what is not conjugate.
 
     Raises
     ------
@@ -35,9 +50,49 @@ def mean_field(model: Any, data: Any, structure: Structure) -> MeanField:
         A latent or a site that is not conditionally conjugate, by name, with the reason and the way out.
     """
     _check(structure)
+    given = ByDraws()
+    while True:
+        try:
+            return _derive(model, data, structure, given)
+        except NotConjugate as error:
+            more = _more(given, error, structure) if fallback else None
+            if more is None:
+                raise
+            given = more
+
+
+def _more(given: ByDraws, error: NotConjugate, structure: Structure) -> ByDraws | None:
+    """What is fitted by gradient beside what was, for a derivation to get further; None where that cannot be."""
+    if error.latent is not None and error.latent not in given.latents | set(structure.continuous):
+        return given._replace(latents=given.latents | {error.latent})
+    if error.site is None or error.site in given.sites or error.site in structure.continuous:
+        return None
+    inside = _inside(error.site, structure)
+    if inside & set(structure.continuous):
+        return None
+    drawn = {name for name in inside if structure.params[name].prior is not None}
+    return ByDraws(given.latents | drawn, given.sites | {error.site})
+
+
+def _inside(site: str, structure: Structure) -> frozenset[str]:
+    """Latents and params that a site depends on; of a latent's own density the latent itself too."""
+    if site in structure.params:
+        prior = structure.params[site].prior
+        return symbols_of(prior["fn"]) | {site}
+    return symbols_of(structure.trace.nodes[site]["fn"]) - {"data"}
+
+
+def _derive(model: Any, data: Any, structure: Structure, given: ByDraws) -> MeanField:
     priors_of = {name: structure.trace.nodes[name] for name in structure.continuous}
     priors_of |= {name: param.prior for name, param in structure.params.items() if param.prior is not None}
-    families: dict[str, FactorFamily] = {name: _family_of(name, node) for name, node in priors_of.items()}
+    families: dict[str, FactorFamily] = {}
+    for name, node in priors_of.items():
+        if name in given.latents:
+            fn, seed = base_of(node["fn"]), len(families)
+            known = None if name in given.sites else factor_family(fn)
+            families[name] = DrawnFactor(node["fn"], structure.params[name].value, known, seed)
+        else:
+            families[name] = _family_of(name, node)
     families |= {name: Point() for name, param in structure.params.items() if param.prior is None}
     start = {name: param.value for name, param in structure.params.items()}
     start |= {name: plain(priors_of[name]["value"]) for name in structure.continuous}
@@ -59,7 +114,7 @@ def mean_field(model: Any, data: Any, structure: Structure) -> MeanField:
         while hasattr(fn, "reinterpreted_batch_ndims"):
             inner += fn.reinterpreted_batch_ndims
             fn = fn.base_dist
-        kind = observed_family(fn)
+        kind = None if name in given.sites else observed_family(fn)
         if kind is None:
             return None, None, inner
         if isinstance(kind, ExpectedNormal) and kind.location and is_bilinear(fn.loc):
@@ -87,21 +142,29 @@ def mean_field(model: Any, data: Any, structure: Structure) -> MeanField:
 
     program = compile_program(model, data, structure, read=read)
     for name, reason in program.scored.items():
-        if name not in bilinear:
-            raise ModelError(f"cavi: site '{name}' has no conjugate form: {reason}; {WAY_OUT}")
+        if name not in bilinear and name not in given.sites:
+            raise NotConjugate(f"cavi: site '{name}' has no conjugate form: {reason}; {WAY_OUT}", site=name)
     if bilinear and structure.latents:
         raise ModelError(
             f"cavi: site '{next(iter(bilinear))}' multiplies latents in its location beside the discrete latent "
             f"'{next(iter(structure.latents))}': no closed form is derived for both yet; {WAY_OUT}"
         )
-    program = replace(program, scored={}, tables={})
+    scored = {name: reason for name, reason in program.scored.items() if name in given.sites}
+    program = replace(program, scored=scored, tables={})
+    if scored:
+        program = _at_draws(program, wanted, start)
     if program.patterns:
         name = next(iter(program.patterns))
         raise ModelError(
             f"cavi: site '{name}' has vectors with some cells missing, which couples them to the others: use a "
             f"diagonal covariance, or {WAY_OUT}"
         )
-    priors = {name: _prior(name, node, values, wanted) for name, node in priors_of.items()}
+    priors = {
+        name: _drawn_prior(name, model, data, structure, wanted, start)
+        if name in given.sites
+        else _prior(name, node, values, wanted)
+        for name, node in priors_of.items()
+    }
     families = _joint(families, priors, wanted)
     families, bilinear = in_vectors(families, bilinear, start)
     field = MeanField(program, families, priors, wanted, bilinear)
@@ -115,9 +178,10 @@ def _family_of(name: str, node: Any) -> FactorFamily:
     fn = base_of(node["fn"])
     found = factor_family(fn)
     if found is None:
-        raise ModelError(
+        raise NotConjugate(
             f"cavi: latent '{name}' has a {type(fn).__name__} prior, which is conjugate to nothing here: use Normal, "
-            f"MultivariateNormal, Gamma, InverseGamma, Beta, Dirichlet or Wishart, or {WAY_OUT}"
+            f"MultivariateNormal, Gamma, InverseGamma, Beta, Dirichlet or Wishart, or {WAY_OUT}",
+            site=name,
         )
     return found
 
@@ -132,9 +196,10 @@ def _form(name: str, key: str, tensor: Tensor) -> Form:
         return root(latent, known.cells)
     found = form_of(tensor)
     if found is None:
-        raise ModelError(
+        raise NotConjugate(
             f"cavi: site '{name}' takes its {key} from {', '.join(map(repr, sorted(known.names)))} by "
-            f"'{known.operation or 'a normalisation'}', and no expectation of that is known: {WAY_OUT}"
+            f"'{known.operation or 'a normalisation'}', and no expectation of that is known: {WAY_OUT}",
+            site=name,
         )
     return found
 
@@ -191,7 +256,7 @@ def _add(
         size = torch.Size(wide).numel()
         index = inverse.unsqueeze(-1) * size + torch.arange(size, device=inverse.device)
         index = index.reshape((*inverse.shape, *wide))
-        value = flat(expected(source, moment, values, points))[0][index]
+        value = flat(Moment(name, key, source, moment).under(values, points))[0][index]
         label = f"{name}.{key}|{moment}"
         if source.names:
             wanted[label] = Moment(name, key, source, moment)
@@ -217,14 +282,49 @@ def _prior(name: str, node: Any, values: Params, wanted: dict[str, Moment]) -> P
     return Prior(kind, args, fn.batch_shape)
 
 
+def _at_draws(program: Program, wanted: dict[str, Moment], start: Params) -> DrawnProgram:
+    """The program with its scored sites scored at draws of what they depend on."""
+    structure = program.structure
+    needs = {}
+    for site in program.scored:
+        inside = sorted(_inside(site, structure))
+        needs[site] = {name: structure.params[name].value.shape for name in inside}
+        for name in inside:
+            wanted[key_of(site, name)] = Moment(site, f"draws of {name}", Draws(name), "draws")
+    fields = {f.name: getattr(program, f.name) for f in dataclass_fields(Program)}
+    return DrawnProgram(**fields, needs=needs, fixed=start)
+
+
+def _drawn_prior(
+    name: str, model: Any, data: Any, structure: Structure, wanted: dict[str, Moment], start: Params
+) -> DrawnPrior:
+    names = _inside(name, structure)
+    for one in names:
+        wanted[key_of(name, one)] = Moment(name, f"draws of {one}", Draws(one), "draws")
+    prior = structure.params[name].prior
+
+    def density(values: Params) -> Tensor:
+        fn = prior["fn"]
+        if len(names) > 1:
+            fn = run(model, data, Bind({**start, **values}), structure.nesting).nodes[name]["fn"]
+        found: Tensor = fn.log_prob(values[name]).sum()
+        return found
+
+    return DrawnPrior(name, names, density)
+
+
 def _joint(
-    families: dict[str, FactorFamily], priors: dict[str, Prior], wanted: dict[str, Moment]
+    families: dict[str, FactorFamily], priors: dict[str, Prior | DrawnPrior], wanted: dict[str, Moment]
 ) -> dict[str, FactorFamily]:
     """Vectors of normal latents that meet in one multivariate normal site get one factor over the whole vector."""
     out = dict(families)
     for one in wanted.values():
-        for name in one.source.names if one.moment == "covariance" else ():
-            if isinstance(families[name], NormalFactor) and priors[name].batch[-1:] == one.source.event:
+        if one.moment != "covariance" or not isinstance(one.source, Source):
+            continue
+        for name in one.source.names:
+            prior = priors.get(name)
+            vectors = isinstance(prior, Prior) and prior.batch[-1:] == one.source.event
+            if isinstance(families[name], NormalFactor) and vectors:
                 out[name] = MultivariateNormalFactor()
     return out
 
@@ -241,6 +341,7 @@ def _check(structure: Structure) -> None:
 def _check_uses(field: MeanField) -> None:
     """In one site a latent may come in once: else its cells meet, and no factor of them alone is optimal."""
     arguments: dict[tuple[str, str], Any] = {(one.site, one.argument): one.source for one in field.wanted.values()}
+    arguments = {place: source for place, source in arguments.items() if not isinstance(source, Draws)}
     arguments |= {(name, "loc"): one for name, one in field.bilinear.items()}
     met: set[tuple[str, str]] = set()
     for (site, _), source in arguments.items():
@@ -248,8 +349,9 @@ def _check_uses(field: MeanField) -> None:
             if isinstance(field.families[name], Point):
                 continue
             if (site, name) in met or name == site:
-                raise ModelError(
+                raise NotConjugate(
                     f"cavi: latent '{name}' enters site '{site}' twice: its factor would not be "
-                    f"optimal alone; write the model with one use of it, or {WAY_OUT}"
+                    f"optimal alone; write the model with one use of it, or {WAY_OUT}",
+                    site=site,
                 )
             met.add((site, name))

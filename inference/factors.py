@@ -23,6 +23,7 @@ class FactorFamily:
 
     name: ClassVar[str]
     event_dim = 0  # of the latent's values
+    learned = False  # by gradient, and not by an update in closed form
 
     def size(self, event: torch.Size) -> int:
         """T, for values of an event shape."""
@@ -35,6 +36,11 @@ class FactorFamily:
     def log_normalizer(self, eta: Tensor) -> Tensor:
         """A(eta), (R, *B)."""
         raise NotImplementedError
+
+    def negentropy(self, eta: Tensor, mu: Tensor) -> Tensor:
+        """E log q of the latent, (R,)."""
+        inner = (eta * mu).reshape(len(eta), -1).sum(1)
+        return inner - self.log_normalizer(eta).reshape(len(eta), -1).sum(1)
 
     def statistics(self, value: Tensor) -> Tensor:
         """t(value), (*B, T): the mean parameters of a point."""
@@ -89,6 +95,7 @@ class Point(FactorFamily):
     """A param, or a latent that is not yet a factor: mu is its value, and every expectation is that of the value."""
 
     name = "Point"
+    learned = True
 
     def power(self, mu: Tensor, power: float) -> Tensor:
         return mu**power
