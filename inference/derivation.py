@@ -21,6 +21,7 @@ from .expected import Expected, ExpectedNormal, expected_family, observed_family
 from .factors import BetaFactor, FactorFamily, MultivariateNormalFactor, NormalFactor, Point, factor_family
 from .family import Family
 from .forms import Form, root, unbroadcast
+from .free import MATRICES, base_constraint
 from .loglinear import LogLinear, loglinear
 from .program import Program
 from .sites import Argument, Layout, Params
@@ -89,6 +90,11 @@ def _derive(model: Any, data: Any, structure: Structure, given: ByDraws) -> Mean
     for name, node in priors_of.items():
         if name in given.latents:
             fn, seed = base_of(node["fn"]), len(families)
+            if base_constraint(fn.support) in MATRICES:
+                raise ModelError(
+                    f"cavi: latent '{name}' is a matrix, and fallback=\"svi\" fits numbers and vectors by gradient: "
+                    f'use inference="svi"'
+                )
             known = None if name in given.sites else factor_family(fn)
             families[name] = DrawnFactor(node["fn"], structure.params[name].value, known, seed)
         else:
@@ -118,6 +124,12 @@ def _derive(model: Any, data: Any, structure: Structure, given: ByDraws) -> Mean
         if kind is None:
             return None, None, inner
         if isinstance(kind, ExpectedNormal) and kind.location and is_bilinear(fn.loc):
+            if structure.latents:
+                raise NotConjugate(
+                    f"cavi: site '{name}' multiplies latents in its location beside the discrete latent "
+                    f"'{next(iter(structure.latents))}': no closed form is derived for both; {WAY_OUT}",
+                    site=name,
+                )
             loc, scale = _form(name, "loc", fn.loc), _form(name, "scale", fn.scale)
             value = structure.trace.nodes[name]["value"]
             bilinear[name] = bilinear_site(name, loc, scale, value, structure.data_dim - inner, families)
@@ -144,11 +156,6 @@ def _derive(model: Any, data: Any, structure: Structure, given: ByDraws) -> Mean
     for name, reason in program.scored.items():
         if name not in bilinear and name not in given.sites:
             raise NotConjugate(f"cavi: site '{name}' has no conjugate form: {reason}; {WAY_OUT}", site=name)
-    if bilinear and structure.latents:
-        raise ModelError(
-            f"cavi: site '{next(iter(bilinear))}' multiplies latents in its location beside the discrete latent "
-            f"'{next(iter(structure.latents))}': no closed form is derived for both yet; {WAY_OUT}"
-        )
     scored = {name: reason for name, reason in program.scored.items() if name in given.sites}
     program = replace(program, scored=scored, tables={})
     if scored:
@@ -157,7 +164,7 @@ def _derive(model: Any, data: Any, structure: Structure, given: ByDraws) -> Mean
         name = next(iter(program.patterns))
         raise ModelError(
             f"cavi: site '{name}' has vectors with some cells missing, which couples them to the others: use a "
-            f"diagonal covariance, or {WAY_OUT}"
+            f'diagonal covariance, or inference="svi"'
         )
     priors = {
         name: _drawn_prior(name, model, data, structure, wanted, start)

@@ -73,7 +73,26 @@ DESIGN = torch.randn(60, 3, generator=GENERATOR, dtype=torch.float64)
 CHANCE = torch.sigmoid(DESIGN @ torch.tensor([1.0, -2.0, 0.0], dtype=torch.float64))
 TRIALS = Trials(DESIGN, torch.bernoulli(CHANCE, generator=GENERATOR))
 
+LINES = Trials(DESIGN, DESIGN[:, 0] * torch.tensor([3.0, -3.0]).repeat(30) + 0.3 * DESIGN[:, 1] ** 2)
+
+
+def mixture_of_lines(data):
+    slope = pyro.sample("slope", dist.Normal(0.0, 2.0).expand([2, 3]).to_event(2))
+    tau = pyro.sample("tau", dist.Gamma(1.0, 1.0))
+    weights = pyro.sample("weights", dist.Dirichlet(torch.ones(2)))
+    with pyro.plate("data", len(data.y)):
+        z = pyro.sample("z", dist.Categorical(weights), infer={"enumerate": "parallel"})
+        pyro.sample("y", dist.Normal((data.x * slope[z]).sum(-1), tau**-0.5), obs=data.y)
+
+
+def matrix_of_a_student(x):
+    precision = pyro.sample("precision", dist.Wishart(torch.tensor(3.0), torch.eye(2)))
+    with pyro.plate("data", len(x)):
+        pyro.sample("x", dist.MultivariateStudentT(4.0, torch.zeros(2), torch.linalg.cholesky(precision)), obs=x)
+
+
 CASES = {
+    "mixture_of_lines": (mixture_of_lines, LINES, {"slope", "tau"}),
     "half_cauchy": (half_cauchy, X, {"scale"}),
     "gamma_on_a_scale": (gamma_on_a_scale, X, {"scale"}),
     "robust_parent": (robust_parent, X, {"loc", "center"}),
@@ -181,6 +200,8 @@ def test_what_it_does_not_take():
 
     with pytest.raises(ModelError, match="'u'"):
         cavi(Pair(gradient_of_a_row), X, fallback="svi")
+    with pytest.raises(ModelError, match="'precision' is a matrix"):
+        cavi(Pair(matrix_of_a_student), torch.stack([X, X.roll(1)], 1), fallback="svi")
     with pytest.raises(OptionError, match=r"fallback: met 'em', expected \"svi\""):
         cavi(Pair(half_cauchy), X, fallback="em")
     with pytest.raises(OptionError, match="batch_size"):
