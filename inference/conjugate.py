@@ -19,7 +19,8 @@ from .drawn import DrawnFactor, Draws, key_of
 from .errors import NotConjugate
 from .estep import Expectations
 from .expected import Expected
-from .factors import FactorFamily, MultivariateNormalFactor, Point
+from .factor_vectors import MultivariateNormalFactor
+from .factors import FactorFamily, Point
 from .loglinear import LogLinear
 from .program import Program
 from .sites import Argument, Params

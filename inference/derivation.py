@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import fields as dataclass_fields
 from dataclasses import replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,27 +13,21 @@ from torch import Tensor
 from .bilinear import Bilinear
 from .compiler import compile_program
 from .conjugate import DrawnPrior, MeanField, Moment, Prior, flat
-from .drawn import DrawnFactor, DrawnProgram, Draws, key_of
+from .drawn import Draws
 from .entries import bilinear_site, in_vectors, is_bilinear
 from .errors import ModelError, NotConjugate
 from .expected import Expected, ExpectedNormal, expected_family, observed_family
-from .factors import BetaFactor, FactorFamily, MultivariateNormalFactor, NormalFactor, Point, factor_family
+from .factor_families import factor_family
+from .factor_vectors import MultivariateNormalFactor
+from .factors import BetaFactor, FactorFamily, NormalFactor, Point
+from .fallback import ByDraws, at_draws, drawn_factor, drawn_prior, more
 from .family import Family
 from .forms import Form, root, unbroadcast
-from .free import MATRICES, base_constraint
 from .loglinear import LogLinear, loglinear
-from .program import Program
 from .sites import Argument, Layout, Params
 from .sources import WAY_OUT, Families, Source, distinct
 from .structure import Bind, Structure, base_of, run
-from .symbols import form_of, plain, provenance, symbols_of
-
-
-class ByDraws(NamedTuple):
-    """What has no closed form, and is fitted by gradient over draws."""
-
-    latents: frozenset[str] = frozenset()
-    sites: frozenset[str] = frozenset()  # scored at draws; a latent's own density among them
+from .symbols import form_of, plain, provenance
 
 
 def mean_field(model: Any, data: Any, structure: Structure, fallback: bool = False) -> MeanField:
@@ -56,31 +49,10 @@ def mean_field(model: Any, data: Any, structure: Structure, fallback: bool = Fal
         try:
             return _derive(model, data, structure, given)
         except NotConjugate as error:
-            more = _more(given, error, structure) if fallback else None
-            if more is None:
+            wider = more(given, error, structure) if fallback else None
+            if wider is None:
                 raise
-            given = more
-
-
-def _more(given: ByDraws, error: NotConjugate, structure: Structure) -> ByDraws | None:
-    """What is fitted by gradient beside what was, for a derivation to get further; None where that cannot be."""
-    if error.latent is not None and error.latent not in given.latents | set(structure.continuous):
-        return given._replace(latents=given.latents | {error.latent})
-    if error.site is None or error.site in given.sites or error.site in structure.continuous:
-        return None
-    inside = _inside(error.site, structure)
-    if inside & set(structure.continuous):
-        return None
-    drawn = {name for name in inside if structure.params[name].prior is not None}
-    return ByDraws(given.latents | drawn, given.sites | {error.site})
-
-
-def _inside(site: str, structure: Structure) -> frozenset[str]:
-    """Latents and params that a site depends on; of a latent's own density the latent itself too."""
-    if site in structure.params:
-        prior = structure.params[site].prior
-        return symbols_of(prior["fn"]) | {site}
-    return symbols_of(structure.trace.nodes[site]["fn"]) - {"data"}
+            given = wider
 
 
 def _derive(model: Any, data: Any, structure: Structure, given: ByDraws) -> MeanField:
@@ -89,14 +61,7 @@ def _derive(model: Any, data: Any, structure: Structure, given: ByDraws) -> Mean
     families: dict[str, FactorFamily] = {}
     for name, node in priors_of.items():
         if name in given.latents:
-            fn, seed = base_of(node["fn"]), len(families)
-            if base_constraint(fn.support) in MATRICES:
-                raise ModelError(
-                    f"cavi: latent '{name}' is a matrix, and fallback=\"svi\" fits numbers and vectors by gradient: "
-                    f'use inference="svi"'
-                )
-            known = None if name in given.sites else factor_family(fn)
-            families[name] = DrawnFactor(node["fn"], structure.params[name].value, known, seed)
+            families[name] = drawn_factor(name, node, structure.params[name].value, given, len(families))
         else:
             families[name] = _family_of(name, node)
     families |= {name: Point() for name, param in structure.params.items() if param.prior is None}
@@ -159,7 +124,7 @@ def _derive(model: Any, data: Any, structure: Structure, given: ByDraws) -> Mean
     scored = {name: reason for name, reason in program.scored.items() if name in given.sites}
     program = replace(program, scored=scored, tables={})
     if scored:
-        program = _at_draws(program, wanted, start)
+        program = at_draws(program, wanted, start)
     if program.patterns:
         name = next(iter(program.patterns))
         raise ModelError(
@@ -167,7 +132,7 @@ def _derive(model: Any, data: Any, structure: Structure, given: ByDraws) -> Mean
             f'diagonal covariance, or inference="svi"'
         )
     priors = {
-        name: _drawn_prior(name, model, data, structure, wanted, start)
+        name: drawn_prior(name, model, data, structure, wanted, start)
         if name in given.sites
         else _prior(name, node, values, wanted)
         for name, node in priors_of.items()
@@ -287,37 +252,6 @@ def _prior(name: str, node: Any, values: Params, wanted: dict[str, Moment]) -> P
         event = tensor.shape[tensor.dim() - event_dim :]
         _add(args, wanted, name, key, form, event, kind, values)
     return Prior(kind, args, fn.batch_shape)
-
-
-def _at_draws(program: Program, wanted: dict[str, Moment], start: Params) -> DrawnProgram:
-    """The program with its scored sites scored at draws of what they depend on."""
-    structure = program.structure
-    needs = {}
-    for site in program.scored:
-        inside = sorted(_inside(site, structure))
-        needs[site] = {name: structure.params[name].value.shape for name in inside}
-        for name in inside:
-            wanted[key_of(site, name)] = Moment(site, f"draws of {name}", Draws(name), "draws")
-    fields = {f.name: getattr(program, f.name) for f in dataclass_fields(Program)}
-    return DrawnProgram(**fields, needs=needs, fixed=start)
-
-
-def _drawn_prior(
-    name: str, model: Any, data: Any, structure: Structure, wanted: dict[str, Moment], start: Params
-) -> DrawnPrior:
-    names = _inside(name, structure)
-    for one in names:
-        wanted[key_of(name, one)] = Moment(name, f"draws of {one}", Draws(one), "draws")
-    prior = structure.params[name].prior
-
-    def density(values: Params) -> Tensor:
-        fn = prior["fn"]
-        if len(names) > 1:
-            fn = run(model, data, Bind({**start, **values}), structure.nesting).nodes[name]["fn"]
-        found: Tensor = fn.log_prob(values[name]).sum()
-        return found
-
-    return DrawnPrior(name, names, density)
 
 
 def _joint(
