@@ -12,7 +12,7 @@ from .allocate import fit_allocation
 from .allocation import read_allocation, sample_of
 from .bags import Bags, densified
 from .begin import first_starts, take_in
-from .checks import check_counts, check_options, check_rows, check_seed, check_values, row_weights
+from .checks import check_counts, check_options, check_rows, check_said, check_seed, check_values, row_weights
 from .compiler import compile_program
 from .conjugate import MeanField
 from .data import num_rows
@@ -147,6 +147,7 @@ def cavi(
             dataset = replace(dataset, values=densified(dataset.values))
             structure = read(pair.model, dataset.values)
         check_values(structure, dataset.schema)
+        check_said(structure)
         field = mean_field(pair.model, dataset.values, structure, fallback == "svi")
         if share is not None and (field.bilinear or structure.continuous):
             raise OptionError("weights: not taken by models whose latents multiply: repeat the rows, or leave it out")
