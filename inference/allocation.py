@@ -19,7 +19,8 @@ from .bags import Bags, bags_of
 from .data import DataError, Schema, map_tensors, slice_rows
 from .errors import ModelError
 from .expected import expected_family
-from .factors import DirichletFactor, FactorFamily, GammaFactor, Point, factor_family
+from .factor_families import factor_family
+from .factors import DirichletFactor, FactorFamily, GammaFactor, Point
 from .sources import WAY_OUT
 from .structure import Bind, Structure, base_of, run
 from .symbols import plain, symbol, symbols_of

@@ -308,6 +308,11 @@ def files(tmp_path: Path) -> None:
         (f"fit gaussian_mixture iris --seed {2**64}", f"seed: met {2**64}, expected a whole number from 0"),
         ("fit gaussian_mixture iris --seed 1.5", "invalid int value: '1.5'"),
         ("fit gaussian_mixture iris --num-steps 5", "--num-steps is no option of em: leave it out, or give --inf"),
+        (
+            "fit gaussian_mixture iris --fallback svi",
+            "--fallback is no option of em: leave it out, or give --inference ca",
+        ),
+        ("fit bayesian_gaussian_mixture iris --fallback em", "fallback: met 'em', expected"),
         ("fit gaussian_mixture iris --resume", "--resume is no option of em"),
         ("fit gaussian_mixture iris --inference svi --max-iters 5", "--max-iters is no option of svi"),
         ("fit gaussian_mixture iris --inference svi --resume", "resume: met True without a folder"),
