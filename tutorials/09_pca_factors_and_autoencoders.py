@@ -258,8 +258,8 @@ for k in (3, best):
 random = np.random.default_rng(1)
 axes = np.linalg.qr(random.normal(size=(8, 3)))[0] * [3.0, 2.0, 1.5]
 made = random.normal(size=(200, 3)) @ axes.T + 0.5 * random.normal(size=(200, 8))
-known = zoo.fit("bayesian_pca", made, num_factors=7, tol=1e-6)
-bayes = zoo.fit("bayesian_pca", wine, num_factors=10, tol=1e-6)
+known = zoo.fit("bayesian_pca", made, num_factors=6, tol=1e-5)
+bayes = zoo.fit("bayesian_pca", wine, num_factors=10, tol=1e-5)
 
 figure, panels = plt.subplots(1, 2, figsize=(10.5, 3.9), sharey=True, layout="constrained")
 kept = {}
