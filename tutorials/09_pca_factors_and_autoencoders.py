@@ -269,7 +269,7 @@ for panel, (title, fit) in zip(panels, {"made of 3 factors": known, "wine": baye
     kept[title] = int(on.sum())
     print(f"{title:18} precisions:", " ".join(f"{value:.1f}" for value in precision))
     where = np.arange(1, len(precision) + 1)
-    panel.vlines(where, 1, precision, color=GREY, linewidth=3)
+    panel.vlines(where, 0.5, precision, color=GREY, linewidth=3)
     panel.plot(where[on], precision[on], "o", color=BLUE, markersize=8, label="in use")
     panel.plot(where[~on], precision[~on], "o", color=ORANGE, markersize=8, label="switched off")
     panel.set(yscale="log", xticks=where, xlabel="dimension, largest loadings first")
