@@ -36,7 +36,11 @@ def take_in(pair: Pair, data: Any, device: Any, sparse: bool = False) -> tuple[P
 
     With `sparse` a sparse matrix stays one.
     """
-    dataset = in_double(adapt(data, by=pair.by))
+    if pair.graph is not None and not sparse:
+        raise ModelError(
+            'a model of a graph couples its rows, the nodes, which only a mean field over them parts: use inference="cavi"'
+        )
+    dataset = in_double(adapt(data, by=pair.by, graph=pair.graph))
     if not sparse:
         dataset = replace(dataset, values=densified(dataset.values))
     if device is not None:
@@ -58,6 +62,8 @@ def pick(pair: Pair, data: Any = None, fits: Sequence[str] = ()) -> tuple[str, s
         return "svi", "auto: the pair brings a guide of its own"
     if fits:
         return fits[0], REASONS[fits[0]]
+    if pair.graph is not None:
+        return "cavi", REASONS["cavi"]
     if data is not None:
         bound, dataset, home = take_in(pair, data, None, sparse=True)
         with engine_state(0, home):

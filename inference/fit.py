@@ -13,7 +13,7 @@ import torch
 from pyro.distributions import constraints
 from torch import Tensor
 
-from . import allocated, draws, generate, groups, guided, saving, verbs
+from . import allocated, draws, generate, groups, guided, related, saving, verbs
 from .bags import densified
 from .data import DataError, Dataset, Schema, adapt, map_tensors
 from .decompose import HalfStep, half_steps
@@ -26,6 +26,7 @@ from .pair import Pair
 from .program import Program
 from .structure import engine_state
 
+OWN: dict[str, Any] = {allocated.GUIDE: allocated, related.GUIDE: related}  # guides with verbs of their own
 DOUBLED_BYTES = 1 << 28  # float32 data up to this size are copied as float64; larger ones as they are read, by chunk
 
 
@@ -99,6 +100,8 @@ class Fit:
         """What `score` is: exact, an average over draws of shared latents, or an importance-weighted bound."""
         if not self.guide:
             return "exact"
+        if self.guide == related.GUIDE:
+            return "pseudo-likelihood: each node's edges given the labels of the others, averaged over draws"
         rows = math.isnan(self.entropy)  # continuous latents of a row are summed out by nobody
         return "importance-weighted bound" if rows else "average over draws from the guide"
 
@@ -128,8 +131,8 @@ class Fit:
     def posterior(self, site: str, data: Any = None) -> Any:
         """The posterior of one latent as a Pyro distribution: Categorical for a discrete one, the guide's factor for a
         continuous one, Delta for what was learned as a point."""
-        if self.guide == allocated.GUIDE:
-            return allocated.factor(self, site, self.adapted(data))
+        if self.guide in OWN:
+            return OWN[self.guide].factor(self, site, self.adapted(data))
         if self.guide:
             dataset = self.adapted(data)
             if site in guided.continuous_of(self, dataset):
@@ -158,26 +161,26 @@ class Fit:
 
     def generate(self, num: int = 1, given: Mapping[str, Any] | None = None, seed: int = 0) -> Any:
         """`num` new rows, in the form the data came in. `given` fixes latents or observed sites by name."""
-        return generate.generate(self, num, dict(given or {}), seed)
+        make = related if self.guide == related.GUIDE else generate
+        return make.generate(self, num, dict(given or {}), seed)
 
     def reconstruct(self, data: Any = None) -> Any:
         """Each row's posterior predictive: its expected value (for categories the most probable), in the form it came
         in.
         """
-        fill = allocated if self.guide == allocated.GUIDE else generate
+        fill = OWN.get(self.guide, generate)
         return fill.reconstruct(self, self.adapted(data))
 
     def impute(self, data: Any = None) -> Any:
         """The data with missing cells at their conditional expectation (for categories the most probable)."""
-        fill = allocated if self.guide == allocated.GUIDE else generate
+        fill = OWN.get(self.guide, generate)
         return fill.impute(self, self.adapted(data))
 
     # --- uncertainty, export, pictures ------------------------------------------------------------------------------
 
     def shared_draws(self, num: int = 100, seed: int = 0, data: Any = None) -> dict[str, Tensor]:
         """Draws (num, *shape) of the latents that all rows share from the guide, learned params beside them."""
-        of = allocated if self.guide == allocated.GUIDE else guided
-        return of.shared_draws(self, self.adapted(data), num, seed)
+        return OWN.get(self.guide, guided).shared_draws(self, self.adapted(data), num, seed)
 
     def param_draws(self, num: int = 100, method: str = "laplace", seed: int = 0) -> dict[str, Tensor]:
         """Draws (num, *shape) of the params: "laplace" or "bootstrap" (parametric, refitted, labels aligned)."""
@@ -203,7 +206,7 @@ class Fit:
 
     def summary(self) -> str:
         """A page a person can read: what was fitted, how well, and what was found."""
-        return verbs.summary(self)
+        return (related if self.guide == related.GUIDE else verbs).summary(self)
 
     def save(self, folder: str | Path) -> Path:
         """Write a run folder (safetensors and JSON, no pickle), atomically. The data are not in it."""
@@ -217,16 +220,16 @@ class Fit:
         """Data as this fit's model takes them, with the columns and labels of training."""
         if data is None and self.data is None:
             raise DataError("this fit was loaded from a folder, which holds no data: pass the data")
-        found = self.data if data is None else in_double(adapt(data, self.schema, self.pair.by))
+        found = self.data if data is None else in_double(adapt(data, self.schema, self.pair.by, self.pair.graph))
         assert found is not None
-        if self.guide != allocated.GUIDE:  # the others' verbs look at every cell
+        if self.guide not in OWN:  # the others' verbs look at every cell
             found = replace(found, values=densified(found.values))
         return on_cpu(found)
 
     @property
     def _verbs(self) -> Any:
         """The functions that know this fit's posterior."""
-        return allocated if self.guide == allocated.GUIDE else guided if self.guide else verbs
+        return OWN.get(self.guide, guided) if self.guide else verbs
 
     def __repr__(self) -> str:
         name = self.pair.origin.name if self.pair.origin else getattr(self.pair.model, "__name__", "model")

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 
 from .data import Schema
+from .graphs import KINDS
+from .graphs import view as graph_of
 
 Model = Callable[[Any], Any]
 Arrange = Callable[[torch.Tensor, Schema], Any]
@@ -51,6 +53,9 @@ class Pair:
         For data that come as a long table, such as a rating a row: the column whose values say which rows belong
         together. These groups are the rows of the model, and `data` is a tensor (N, M, D) padded with NaN: N values of
         that column, at most M rows of each, D other columns.
+    graph : {"undirected", "directed"}, optional
+        For data that are a graph: its nodes are the rows, and the functions above take a `graphs.Graph`, the pairs of
+        nodes with their edges.
     """
 
     model: Model
@@ -58,6 +63,7 @@ class Pair:
     initialize: Initialize | None = None
     arrange: Arrange | None = None
     by: str | None = None
+    graph: str | None = None
     origin: Origin | None = field(default=None, kw_only=True, compare=False)
 
     def __post_init__(self) -> None:
@@ -67,6 +73,8 @@ class Pair:
                 raise TypeError(f"Pair: {name} must be a function, met {type(value).__name__}")
         if self.by is not None and not isinstance(self.by, str):
             raise TypeError(f"Pair: by must be the name of a column, met {type(self.by).__name__}")
+        if self.graph is not None and self.graph not in KINDS:
+            raise TypeError(f"Pair: graph must be one of {', '.join(map(repr, KINDS))}, met {self.graph!r}")
 
 
 def on_table(pair: Pair, schema: Schema) -> Pair:
@@ -74,9 +82,10 @@ def on_table(pair: Pair, schema: Schema) -> Pair:
 
     So whatever looks at the data (missing cells, generated rows, imputation, pictures) sees one table.
     """
-    if pair.arrange is None:
+    kind = pair.graph
+    arrange = pair.arrange if kind is None else lambda table, _: graph_of(table, kind)
+    if arrange is None:
         return pair
-    arrange = pair.arrange
 
     def view(data: Any) -> Any:
         return arrange(data, schema) if isinstance(data, torch.Tensor) else data

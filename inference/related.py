@@ -1,0 +1,318 @@
+"""What a fit of a graph says: of its nodes, whose factors are found again from what they share, and of its pairs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+
+from . import verbs
+from .bags import DENSE_BYTES, Bags, bags_of_sparse
+from .checks import check_counts, check_seed
+from .data import DataError, Dataset
+from .factors import Point
+from .graphs import every_pair
+from .relating import Relating, settled
+from .relations import Probe, Relation, read_relation
+from .sites import Params
+from .structure import Bind, base_of, engine_state, run, sample_sites
+
+GUIDE = "relation"  # the name of such a guide in a fit
+OUT, INTO = "graph/out_degree", "graph/in_degree"  # beside the factors: new nodes have the degrees of these
+DRAWS = 100  # of what nodes share and of their labels, that scores are averaged over
+CHUNK = 1 << 22  # pairs simulated together
+NOTE = (
+    "mean field over the nodes, q = prod_n q(z_n): their latents meet in pairs and cannot be summed exactly, so the\n"
+    "  bound lies below log p(data), and memberships look somewhat surer than they are"
+)
+
+
+class Related(NamedTuple):
+    """A fit's model on a graph, the nodes' factors settled there."""
+
+    relation: Relation
+    state: Params  # of what nodes share, (1, ...)
+    q: Tensor  # (N, K)
+
+
+def related_on(fit: Any, dataset: Dataset) -> Related:
+    """Call inside `engine_state`."""
+    relation = read_relation(fit.pair.model, dataset.values, fit.pair.graph, dataset.schema, fit.params)
+    families = relation.field.families
+    state = {
+        name: (fit.params[name] if isinstance(families[name], Point) else fit.guide_parts[name]).unsqueeze(0)
+        for name in families
+    }
+    with torch.no_grad():
+        tables = relation.tables(relation.field.means(state))
+        q = settled(Relating(relation), tables, fit.guide_parts[relation.latent])
+    return Related(relation, state, q)
+
+
+def latents(fit: Any, dataset: Dataset) -> dict[str, Tensor]:
+    """Probabilities (N, K) of each node's label."""
+    with engine_state(fit.seed):
+        found = related_on(fit, dataset)
+        return {found.relation.latent: found.q}
+
+
+def factor(fit: Any, site: str, dataset: Dataset) -> Any:
+    """The factor of a latent as a Pyro distribution; Delta of what was learned as a point."""
+    with engine_state(fit.seed):
+        found = related_on(fit, dataset)
+        families = found.relation.field.families
+    if site == found.relation.latent:
+        return dist.Categorical(found.q)
+    if site not in families:
+        raise DataError(f"posterior: no latent named '{site}'; the model has {sorted((*families, found.relation.latent))}")
+    if isinstance(families[site], Point):
+        return dist.Delta(fit.params[site])
+    return families[site].distribution(found.state[site][0])
+
+
+# --- draws ------------------------------------------------------------------------------------------------------------
+
+
+def _shared(fit: Any, relation: Relation, num: int) -> Params:
+    """Draws (num, *shape) of each factor; params as they are."""
+    out = {}
+    for name, family in relation.field.families.items():
+        value = fit.params[name]
+        if isinstance(family, Point):
+            out[name] = value.expand(num, *value.shape)
+            continue
+        drawn = family.placed(family.distribution(fit.guide_parts[name]).sample((num,)))
+        out[name] = drawn.reshape(num, *value.shape)
+    return out
+
+
+def shared_draws(fit: Any, dataset: Dataset, num: int, seed: int) -> Params:
+    """Draws (num, *shape) of what nodes share; a param as it is."""
+    check_counts(num=(num, 1))
+    with engine_state(check_seed(seed)), torch.no_grad():
+        return _shared(fit, related_on(fit, dataset).relation, num)
+
+
+def sample_posterior(fit: Any, dataset: Dataset, num: int, seed: int) -> Params:
+    """Draws of what nodes share (num, *shape), and of each node's label (num, N)."""
+    check_counts(num=(num, 1))
+    with engine_state(check_seed(seed)), torch.no_grad():
+        found = related_on(fit, dataset)
+        labels = dist.Categorical(found.q).sample((num,))
+        return {**_shared(fit, found.relation, num), found.relation.latent: labels}
+
+
+def score(fit: Any, dataset: Dataset) -> Tensor:
+    """log of the mean over draws of p(edges of node n | labels of the others, what is shared), (N,), its own label
+    summed out: a pseudo-likelihood (Besag 1975), in which every edge speaks for both its nodes.
+    """
+    with engine_state(fit.seed), torch.no_grad():
+        found = related_on(fit, dataset)
+        drawn = _shared(fit, found.relation, DRAWS)
+        labels = dist.Categorical(found.q).sample((DRAWS,))
+        each = [node_scores(found.relation, {n: v[s] for n, v in drawn.items()}, labels[s]) for s in range(DRAWS)]
+        return torch.stack(each).logsumexp(0) - math.log(DRAWS)
+
+
+def node_scores(relation: Relation, values: Params, labels: Tensor) -> Tensor:
+    """log p(edges of node n | labels of the others, shared values), (N,)."""
+    means = relation.field.starts({name: value.unsqueeze(0) for name, value in values.items()})
+    log, eta, log_normalizer = (one.numpy() for one in relation.tables(means))
+    hot = np.eye(relation.size)[labels.numpy()]
+    field = relation.ties.evidence(hot, eta, log_normalizer) + log
+    return torch.from_numpy(field).logsumexp(1) + torch.from_numpy(relation.ties.base)
+
+
+# --- expected edges ---------------------------------------------------------------------------------------------------
+
+
+def reconstruct(fit: Any, dataset: Dataset) -> Any:
+    """What every pair is expected to have, given the graph."""
+    return dataset.schema.decode(_expected(fit, dataset))
+
+
+def impute(fit: Any, dataset: Dataset) -> Any:
+    """The graph with pairs that are not known at what they are expected to have."""
+    values = dataset.values
+    table = values.dense() if isinstance(values, Bags) else values
+    if not bool(table.isnan().any()):
+        return dataset.schema.decode(values)
+    return dataset.schema.decode(torch.where(table.isnan(), _expected(fit, dataset), table))
+
+
+def _expected(fit: Any, dataset: Dataset) -> Tensor:
+    size = len(dataset.values)
+    if size * size * 8 > DENSE_BYTES:
+        raise DataError(f"reconstruct: expected edges of {size} nodes fill a dense table of {size * size * 8 / 1e9:.1f} GB")
+    with engine_state(fit.seed), torch.no_grad():
+        found = related_on(fit, dataset)
+        relation, ties = found.relation, found.relation.ties
+        table = found.q @ relation.probe.expected(fit.params) @ found.q.mT
+        table = table * torch.from_numpy(np.outer(ties.out, ties.into))
+        return table.fill_diagonal_(0.0)
+
+
+# --- new graphs -------------------------------------------------------------------------------------------------------
+
+
+def generate(fit: Any, num: int, given: dict[str, Any], seed: int) -> Any:
+    """A new graph of `num` nodes under one draw of what nodes share. Degrees that a model takes as given are those of
+    the nodes of training, in their order and begun again from the first.
+    """
+    check_counts(num=(num, 2))
+    with engine_state(check_seed(seed)), torch.no_grad():
+        latent = next(n for n in fit.guide_parts if n not in (OUT, INTO, *fit.params))
+        fixed = {name: torch.as_tensor(value) for name, value in given.items()}
+        unknown = sorted(set(fixed) - {latent, *fit.params})
+        if unknown:
+            raise DataError(
+                f"generate: given names {unknown}, which are no latents of the model: it has {sorted((latent, *fit.params))}"
+            )
+        values = {name: _one_draw(fit, name) for name in fit.params}
+        values.update({name: value for name, value in fixed.items() if name != latent})
+        return fit.schema.decode(simulate(fit, values, num, fixed.get(latent)))
+
+
+def _one_draw(fit: Any, name: str) -> Tensor:
+    if name not in fit.guide_parts:
+        value: Tensor = fit.params[name]
+        return value
+    site = _site(fit, name)
+    from .factors import factor_family
+
+    family = factor_family(base_of(site["fn"]))
+    assert family is not None
+    drawn = family.distribution(fit.guide_parts[name].unsqueeze(0)).sample()
+    return family.placed(drawn)[0].reshape(fit.params[name].shape)
+
+
+def _site(fit: Any, name: str) -> Any:
+    probe = _probe(fit, len(fit.guide_parts[OUT]))
+    pair = torch.tensor([0]), torch.tensor([1])
+    return run(fit.pair.model, probe.graph(*pair), Bind(fit.params), 1, enumerated=False).nodes[name]
+
+
+def _probe(fit: Any, num: int) -> Probe:
+    """A fit's model on `num` nodes."""
+    place = torch.arange(num) % len(fit.guide_parts[OUT])
+    degrees = fit.guide_parts[OUT][place], fit.guide_parts[INTO][place]
+    empty = Probe(fit.pair.model, "", "", 0, fit.pair.graph == "directed", *degrees, fit.params)
+    pair = torch.tensor([0]), torch.tensor([1])
+    bind = Bind(fit.params)
+    sites = sample_sites(run(fit.pair.model, empty.graph(*pair), bind, 1, enumerated=False))
+    latent = next(n for n, one in sites.items() if not one["is_observed"] and n not in bind.declared)
+    site = next(n for n, one in sites.items() if one["is_observed"])
+    return empty._replace(latent=latent, site=site, size=len(sites[latent]["fn"].enumerate_support(expand=False)))
+
+
+def simulate(fit: Any, values: Params, num: int, labels: Tensor | None = None) -> Any:
+    """An adjacency matrix of `num` nodes drawn under shared values: a table, or bags where it would be large."""
+    probe = _probe(fit, num)
+    pair = torch.tensor([0]), torch.tensor([1])
+    if labels is None:
+        nodes = run(fit.pair.model, probe.graph(*pair), Bind(values), 1, enumerated=False).nodes
+        labels = nodes[probe.latent]["fn"].sample()
+    if labels.shape != (num,):
+        raise DataError(f"generate: '{probe.latent}' has shape {tuple(labels.shape)}, expected ({num},)")
+    parts = []
+    for first, second in _chunks(num, fit.pair.graph):
+        drawn = probe.fn(first, second, labels, params=values).sample().expand(len(first))
+        kept = drawn != 0
+        parts.append((first[kept], second[kept], drawn[kept].double()))
+    first, second, value = (torch.cat(one) for one in zip(*parts, strict=True))
+    if not probe.directed:
+        first, second, value = torch.cat([first, second]), torch.cat([second, first]), torch.cat([value, value])
+    if num * num * 8 > DENSE_BYTES:
+        return bags_of_sparse(torch.sparse_coo_tensor(torch.stack([first, second]), value, (num, num)))
+    out = torch.zeros(num, num, dtype=torch.float64)
+    out[first, second] = value
+    return out
+
+
+def _chunks(num: int, kind: str) -> Iterator[tuple[Tensor, Tensor]]:
+    """All pairs, not too many at once."""
+    if num * num <= CHUNK:
+        yield every_pair(num, kind)
+        return
+    step = max(1, CHUNK // num)
+    nodes = torch.arange(num)
+    for begin in range(0, num, step):
+        rows = nodes[begin : begin + step]
+        first, second = rows.repeat_interleave(num), nodes.repeat(len(rows))
+        keep = first < second if kind == "undirected" else first != second
+        yield first[keep], second[keep]
+
+
+# --- words and ArviZ --------------------------------------------------------------------------------------------------
+
+
+def block_table(fit: Any) -> Tensor:
+    """What a pair is expected to have by the labels of its nodes, per unit of its exposure, (K, K)."""
+    with engine_state(fit.seed), torch.no_grad():
+        return _probe(fit, len(fit.guide_parts[OUT])).expected(fit.params)
+
+
+def summary(fit: Any) -> str:
+    """`verbs.summary`, with what the mean field is over, how large the blocks are and how tied."""
+    latent = next(n for n in fit.guide_parts if n not in (OUT, INTO, *fit.params))
+    q = fit.guide_parts[latent]
+    sizes = q.argmax(-1).bincount(minlength=q.shape[1]).tolist()
+    lines = verbs.summary(fit).replace(" rows, by", " nodes, by", 1).splitlines()
+    place = next(i for i, line in enumerate(lines) if "evidence lower bound" in line)
+    lines[place] = lines[place].partition("   log-likelihood")[0]
+    table = [" ".join(f"{v:9.4f}" for v in row) for row in block_table(fit).tolist()]
+    more = [f"  {NOTE}", f"  nodes by {latent}: {', '.join(map(str, sizes))}", ""]
+    more += ["  expected edges of a pair by both labels (of Poisson edges: over what degrees make expect)"]
+    more += ["    " + line for line in table]
+    return "\n".join([*lines[: place + 1], *more, *lines[place + 1 :]])
+
+
+def arviz_groups(fit: Any, dataset: Dataset, num: int, seed: int) -> dict[str, Any]:
+    """Arguments of `export.to_arviz`."""
+    size = len(dataset.values)
+    if size * size * 8 * num > DENSE_BYTES:
+        raise DataError(f"to_arviz: {num} graphs of {size} nodes fill {size * size * 8 * num / 1e9:.1f} GB: ask for fewer draws")
+    with engine_state(check_seed(seed)), torch.no_grad():
+        found = related_on(fit, dataset)
+        relation = found.relation
+        drawn = _shared(fit, relation, num)
+        labels = dist.Categorical(found.q).sample((num,))
+        each = [{name: value[s] for name, value in drawn.items()} for s in range(num)]
+        scores = torch.stack([node_scores(relation, one, labels[s]) for s, one in enumerate(each)])
+        predicted = torch.stack(list(map(partial(_replicate, fit, size), each, labels)))
+    values = dataset.values.dense() if isinstance(dataset.values, Bags) else dataset.values
+    names = list(dataset.schema.columns) if dataset.schema.columns else list(range(size))
+
+    def chain(value: Tensor) -> Any:
+        return value.detach().cpu().numpy()[None]
+
+    label, count = f"{relation.latent}_label", relation.size
+    dims: dict[str, list[str]] = {"x": ["data", "data_other"], relation.latent: ["data"]}
+    for name, value in drawn.items():
+        if tuple(value.shape[1:]) == (count,):
+            dims[name] = [label]
+        elif tuple(value.shape[1:]) == (count, count):
+            dims[name] = [label, f"{label}_other"]
+    return {
+        "groups": {
+            "posterior": {**{n: chain(v) for n, v in drawn.items()}, relation.latent: chain(labels)},
+            "posterior_predictive": {"x": chain(predicted)},
+            "log_likelihood": {"x": chain(scores)},
+            "sample_stats": {"lp": chain(scores.sum(1))},
+            "observed_data": {"x": values.cpu().numpy()},
+        },
+        "coords": {"data": names, "data_other": names, label: list(range(count)), f"{label}_other": list(range(count))},
+        "dims": dims,
+        "attrs": {"inference": fit.inference, "seed": fit.seed, "draws": "factors"},
+    }
+
+
+def _replicate(fit: Any, size: int, values: Params, labels: Tensor) -> Tensor:
+    drawn = simulate(fit, values, size, labels)
+    return drawn.dense() if isinstance(drawn, Bags) else drawn
