@@ -12,6 +12,7 @@ from .plots_bound import bound, decomposition
 from .plots_clusters import clusters
 from .plots_columns import UnfitKind
 from .plots_factors import biplot, loadings, scree
+from .plots_graphs import blocks
 from .plots_items import curves, information
 from .plots_params import params
 from .plots_raters import confusion
@@ -23,6 +24,7 @@ from .plots_weights import weights
 KINDS: dict[str, Callable[..., Figure]] = {
     "bound": bound,
     "biplot": biplot,
+    "blocks": blocks,
     "loadings": loadings,
     "scree": scree,
     "clusters": clusters,
@@ -42,6 +44,7 @@ KINDS: dict[str, Callable[..., Figure]] = {
 
 # what a model observes: numbers, categories, counts; before these, whether its rows have latents, and of what kind
 BY_STRUCTURE = (
+    "blocks",
     "biplot",
     "topics",
     "params",
@@ -61,7 +64,7 @@ def plot(fit: Any, kind: str | None = None, data: Any = None) -> Figure:
     ----------
     fit : Fit
     kind : str, optional
-        One of `KINDS`. Without it: "biplot" where rows have normal latents that can be summed out; "topics" of a model
+        One of `KINDS`. Without it: "blocks" of a graph; "biplot" where rows have normal latents that can be summed out; "topics" of a model
         whose rows mix shared profiles of counts; "params" of one whose rows have no latents; "clusters" of one that
         observes numbers, "profiles" of categories ("curves" where a quantity of each row is computed from its latent,
         "confusion" where another column says who gave them), "rates" of counts, and "bound" of any other.

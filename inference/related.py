@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyro.distributions as dist
 import torch
+from scipy.sparse import coo_array
 from torch import Tensor
 
 from . import verbs
@@ -153,7 +154,7 @@ def _expected(fit: Any, dataset: Dataset) -> Tensor:
     with engine_state(fit.seed), torch.no_grad():
         found = related_on(fit, dataset)
         relation, ties = found.relation, found.relation.ties
-        table = found.q @ relation.probe.expected(fit.params) @ found.q.mT
+        table = found.q @ relation.probe.expected(fit.params)[0] @ found.q.mT
         table = table * torch.from_numpy(np.outer(ties.out, ties.into))
         return table.fill_diagonal_(0.0)
 
@@ -229,7 +230,7 @@ def simulate(fit: Any, values: Params, num: int, labels: Tensor | None = None) -
     if not probe.directed:
         first, second, value = torch.cat([first, second]), torch.cat([second, first]), torch.cat([value, value])
     if num * num * 8 > DENSE_BYTES:
-        return bags_of_sparse(torch.sparse_coo_tensor(torch.stack([first, second]), value, (num, num)))
+        return bags_of_sparse(coo_array((value.numpy(), (first.numpy(), second.numpy())), shape=(num, num)))
     out = torch.zeros(num, num, dtype=torch.float64)
     out[first, second] = value
     return out
@@ -252,10 +253,12 @@ def _chunks(num: int, kind: str) -> Iterator[tuple[Tensor, Tensor]]:
 # --- words and ArviZ --------------------------------------------------------------------------------------------------
 
 
-def block_table(fit: Any) -> Tensor:
-    """What a pair is expected to have by the labels of its nodes, per unit of its exposure, (K, K)."""
+def block_table(fit: Any) -> tuple[Tensor, str]:
+    """What a pair is expected to have by the labels of its nodes, (K, K); and what that is, in words."""
     with engine_state(fit.seed), torch.no_grad():
-        return _probe(fit, len(fit.guide_parts[OUT])).expected(fit.params)
+        probe = _probe(fit, len(fit.guide_parts[OUT]))
+        table, exposed = probe.expected(fit.params)
+    return table, "edges over what is expected by chance" if exposed else "expected edges of a pair"
 
 
 def summary(fit: Any) -> str:
@@ -266,9 +269,10 @@ def summary(fit: Any) -> str:
     lines = verbs.summary(fit).replace(" rows, by", " nodes, by", 1).splitlines()
     place = next(i for i, line in enumerate(lines) if "evidence lower bound" in line)
     lines[place] = lines[place].partition("   log-likelihood")[0]
-    table = [" ".join(f"{v:9.4f}" for v in row) for row in block_table(fit).tolist()]
+    found, what = block_table(fit)
+    table = [" ".join(f"{v:9.4f}" for v in row) for row in found.tolist()]
     more = [f"  {NOTE}", f"  nodes by {latent}: {', '.join(map(str, sizes))}", ""]
-    more += ["  expected edges of a pair by both labels (of Poisson edges: over what degrees make expect)"]
+    more += [f"  {what}, by {latent} of both nodes"]
     more += ["    " + line for line in table]
     return "\n".join([*lines[: place + 1], *more, *lines[place + 1 :]])
 

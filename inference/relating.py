@@ -18,7 +18,7 @@ from .sites import Params
 from .sweeps import Sweeps
 from .ties import Part, entropy, sweep
 
-COLD = 15  # sweeps of each candidate of a start
+STAGES = ((5, 3), (15, 1))  # sweeps of the candidates of a start, and how many of these go on
 ROWS = 200  # sweeps of the nodes at most, where what they share is held
 
 
@@ -90,16 +90,23 @@ class Relating:
         return {**shared, relation.latent: q.unsqueeze(0)}
 
     def best(self, candidates: list[Tensor]) -> Params:
-        """The start that stands highest after a few sweeps, as it was before these."""
-        found = []
-        for q in candidates:
-            state = start = self.begin(q)
-            bound, stats = self.bounds(state)
-            for _ in range(COLD if len(candidates) > 1 else 0):
-                state = self.improve(state, stats)
+        """The start that leads highest, as it was: all go a few sweeps, the better ones of these further."""
+        starts = [self.begin(q) for q in candidates]
+        reached = [(number, state) for number, state in enumerate(starts)]
+        for sweeps, kept in STAGES:
+            if len(reached) == 1:
+                break
+            bounds = []
+            for place, (number, state) in enumerate(reached):
                 bound, stats = self.bounds(state)
-            found.append((bound[0], start))
-        return max(found, key=lambda one: one[0])[1]
+                for _ in range(sweeps):
+                    state = self.improve(state, stats)
+                    bound, stats = self.bounds(state)
+                reached[place] = (number, state)
+                bounds.append(bound[0])
+            order = sorted(range(len(bounds)), key=lambda place: -bounds[place])
+            reached = [reached[place] for place in order[:kept]]
+        return starts[reached[0][0]]
 
 
 def settled(steps: Relating, tables: Any, q: Tensor) -> Tensor:

@@ -157,14 +157,16 @@ class Probe(NamedTuple):
             out[labels[first], labels[second]] = value.expand(len(first))
         return out
 
-    def expected(self, params: Params) -> Tensor:
-        """What a pair of each labels is expected to have, per unit of its exposure, (K, K)."""
+    def expected(self, params: Params) -> tuple[Tensor, bool]:
+        """What a pair of each labels is expected to have, per unit of its exposure, (K, K); and whether pairs have
+        exposures of their own.
+        """
         means, rates = [], []
         for where in self.covering():
             fn = self.fn(*where, symbols=True, params=params)
             means.append(plain(fn.mean))
             rates.append(_exposure(self.site, fn, len(where[0])))
-        return self.tabulated(means) / self.tabulated(rates)
+        return self.tabulated(means) / self.tabulated(rates), any(bool((one != 1).any()) for one in rates)
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------
