@@ -8,11 +8,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from pyro.poutine.enum_messenger import EnumMessenger
+from pyro.poutine.runtime import _PYRO_STACK
 from scipy.sparse import coo_array, csr_array
 from torch import Tensor
 
 from .arrays import DataError, is_instance, is_structure, listed, to_tensor
 from .bags import Bags, bags_of_sparse, is_sparse
+from .errors import ModelError
 from .tables import read
 
 KINDS = ("undirected", "directed")
@@ -54,7 +57,18 @@ def every_pair(size: int, kind: str) -> tuple[Tensor, Tensor]:
 
 
 def view(table: Tensor, kind: str) -> Graph:
-    """All pairs of an adjacency matrix (N, N); its cells keep their identity."""
+    """All pairs of an adjacency matrix (N, N); its cells keep their identity.
+
+    Raises
+    ------
+    ModelError
+        Where latents are being enumerated row by row.
+    """
+    if any(isinstance(handler, EnumMessenger) for handler in _PYRO_STACK):
+        raise ModelError(
+            "the nodes of a graph meet in pairs, so their latents cannot be enumerated row by row, which is for rows "
+            'that are independent: fit it with inference="cavi", and look at latents, score, summary or plot("blocks")'
+        )
     first, second = every_pair(len(table), kind)
     away = ~torch.eye(len(table), dtype=torch.bool)
     seen = ~table.isnan() & away
@@ -78,7 +92,9 @@ def adapt_graph(data: Any, kind: str, schema: Any) -> tuple[Any, dict[str, Any],
     data : object
         A networkx graph (an edge's `weight` is its count), a square matrix (an array, a tensor, a DataFrame whose
         columns name the nodes, a sparse matrix of scipy or torch), a list of edges (a DataFrame or an array of two
-        columns, or three with counts; repeated edges add up, and pairs of count NaN are not known), or a path.
+        columns, or a list of tuples, or three with counts; repeated edges add up, and pairs of count NaN are not
+        known), or a path. An array or a
+        table of 2 or 3 rows that is square is a matrix where its diagonal is 0.
     kind : {"undirected", "directed"}
     schema : Schema, optional
         That of training, whose nodes these are.
@@ -101,10 +117,16 @@ def adapt_graph(data: Any, kind: str, schema: Any) -> tuple[Any, dict[str, Any],
     names: Sequence[Any] | None = None
     if is_instance(data, "networkx", "Graph"):
         container, (cells, names) = "networkx", _of_networkx(data, kind, known)
+    elif _is_list_of_edges(data):
+        import pandas as pd
+
+        frame = pd.DataFrame(list(map(list, data)), columns=["from", "to", "count"][: len(data[0])])
+        container, (cells, names) = "edges", _of_edges(frame, kind, known)
+        labels["edge"] = tuple(frame.columns)
     elif is_sparse(data):
         container, cells = "sparse", _of_bags(bags_of_sparse(data))
     elif is_instance(data, "pandas", "DataFrame"):
-        if len(data) == data.shape[1]:
+        if _is_square_matrix(data):
             container, (cells, names) = "frame", _of_square_frame(data, known)
         else:
             container, (cells, names) = "edges", _of_edges(data, kind, known)
@@ -115,7 +137,7 @@ def adapt_graph(data: Any, kind: str, schema: Any) -> tuple[Any, dict[str, Any],
         table = to_tensor(data, "data").detach().cpu()
         if table.dim() != 2 or (table.shape[0] != table.shape[1] and table.shape[1] not in (2, 3)):
             raise DataError(f"data: met shape {tuple(table.shape)}, expected {EXPECTED}")
-        if table.shape[0] == table.shape[1]:
+        if table.shape[0] == table.shape[1] and (len(table) > 3 or _is_hollow(table.double().numpy())):
             container, cells = "tensor" if isinstance(data, Tensor) else "array", _of_table(table.double().numpy())
         else:
             container, (cells, names) = "edge_array", _of_edges(_frame(table.numpy()), kind, known)
@@ -132,6 +154,29 @@ def adapt_graph(data: Any, kind: str, schema: Any) -> tuple[Any, dict[str, Any],
     if schema is not None:
         found["labels"] = {**schema.labels, **labels}
     return _packed(cells), found, None if names is None else np.asarray(shown)
+
+
+def _is_hollow(table: np.ndarray) -> bool:
+    """Whether no node has an edge to itself: what tells a matrix of 2 or 3 nodes from a list of 2 or 3 edges."""
+    return not bool(np.nan_to_num(np.diag(table)).any())
+
+
+def _is_square_matrix(frame: Any) -> bool:
+    if frame.shape[0] != frame.shape[1]:
+        return False
+    if len(frame) > 3 or list(frame.index) == list(frame.columns):
+        return True
+    numbers = all(getattr(kind, "kind", "O") in "biuf" for kind in frame.dtypes)
+    return numbers and _is_hollow(frame.to_numpy(dtype=np.float64, na_value=np.nan))
+
+
+def _is_list_of_edges(data: Any) -> bool:
+    """Edges such as ("a", "b"), or lists with a name in them; lists of numbers are the rows of an array."""
+    if not isinstance(data, list | tuple) or is_structure(data) or not len(data):
+        return False
+    if {len(row) if isinstance(row, list | tuple) else 0 for row in data} not in ({2}, {3}):
+        return False
+    return all(isinstance(row, tuple) for row in data) or any(one is None or isinstance(one, str) for r in data for one in r)
 
 
 def _of_networkx(graph: Any, kind: str, known: Any) -> tuple[Cells, list[Any]]:

@@ -17,6 +17,7 @@ from . import verbs
 from .bags import DENSE_BYTES, Bags, bags_of_sparse
 from .checks import check_counts, check_seed
 from .data import DataError, Dataset
+from .errors import OptionError
 from .factors import Point
 from .graphs import every_pair
 from .relating import Relating, settled
@@ -166,7 +167,8 @@ def generate(fit: Any, num: int, given: dict[str, Any], seed: int) -> Any:
     """A new graph of `num` nodes under one draw of what nodes share. Degrees that a model takes as given are those of
     the nodes of training, in their order and begun again from the first.
     """
-    check_counts(num=(num, 2))
+    if isinstance(num, bool) or not isinstance(num, int) or num < 2:
+        raise OptionError(f"num: met {num!r}, expected how many nodes the new graph has, at least 2")
     with engine_state(check_seed(seed)), torch.no_grad():
         latent = next(n for n in fit.guide_parts if n not in (OUT, INTO, *fit.params))
         fixed = {name: torch.as_tensor(value) for name, value in given.items()}

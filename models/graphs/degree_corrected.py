@@ -24,7 +24,7 @@ from .between import between_blocks, check
     checks=("finds the factions of Zachary's karate club but for one member (Karrer and Newman 2011, figure 1b)",),
     example="karate_club",
     size="num_blocks",
-    examples=({"num_blocks": 2}, {"num_blocks": 3, "directed": True}),
+    examples=({"num_blocks": 2},),
 )
 def degree_corrected_block_model(
     num_blocks: int = 2,
