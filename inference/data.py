@@ -159,9 +159,7 @@ class Dataset:
     names: Any = field(default=None, compare=False)
 
 
-def adapt(
-    data: Any, schema: Schema | None = None, by: str | None = None, graph: str | None = None
-) -> Dataset:
+def adapt(data: Any, schema: Schema | None = None, by: str | None = None, graph: str | None = None) -> Dataset:
     """Make tensors of what a user has.
 
     Parameters

@@ -146,7 +146,9 @@ def adapt_graph(data: Any, kind: str, schema: Any) -> tuple[Any, dict[str, Any],
         raise DataError("data: met nodes whose names read alike, expected names that differ as text; rename them")
     cells = _checked(cells, kind, shown, training=schema is None)
     if schema is not None and cells.size != schema.width:
-        raise DataError(f"data: met a graph of {cells.size} nodes, expected the {schema.width} of training: fit it anew")
+        raise DataError(
+            f"data: met a graph of {cells.size} nodes, expected the {schema.width} of training: fit it anew"
+        )
     if names is not None:
         labels["node"] = tuple(names)
     columns = tuple(shown) if shown is not None else None if schema is None else schema.columns
@@ -176,7 +178,9 @@ def _is_list_of_edges(data: Any) -> bool:
         return False
     if {len(row) if isinstance(row, list | tuple) else 0 for row in data} not in ({2}, {3}):
         return False
-    return all(isinstance(row, tuple) for row in data) or any(one is None or isinstance(one, str) for r in data for one in r)
+    return all(isinstance(row, tuple) for row in data) or any(
+        one is None or isinstance(one, str) for r in data for one in r
+    )
 
 
 def _of_networkx(graph: Any, kind: str, known: Any) -> tuple[Cells, list[Any]]:
@@ -355,7 +359,9 @@ def _packed(cells: Cells) -> Any:
     """A table of few nodes; the edges of many."""
     if cells.size <= DENSE:
         table = torch.zeros(cells.size, cells.size, dtype=torch.float64)
-        table[torch.from_numpy(cells.first).long(), torch.from_numpy(cells.second).long()] = torch.from_numpy(cells.value)
+        table[torch.from_numpy(cells.first).long(), torch.from_numpy(cells.second).long()] = torch.from_numpy(
+            cells.value
+        )
         return table
     return bags_of_sparse(csr_array((cells.value, (cells.first, cells.second)), shape=(cells.size, cells.size)))
 

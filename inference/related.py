@@ -72,7 +72,9 @@ def factor(fit: Any, site: str, dataset: Dataset) -> Any:
     if site == found.relation.latent:
         return dist.Categorical(found.q)
     if site not in families:
-        raise DataError(f"posterior: no latent named '{site}'; the model has {sorted((*families, found.relation.latent))}")
+        raise DataError(
+            f"posterior: no latent named '{site}'; the model has {sorted((*families, found.relation.latent))}"
+        )
     if isinstance(families[site], Point):
         return dist.Delta(fit.params[site])
     return families[site].distribution(found.state[site][0])
@@ -151,7 +153,9 @@ def impute(fit: Any, dataset: Dataset) -> Any:
 def _expected(fit: Any, dataset: Dataset) -> Tensor:
     size = len(dataset.values)
     if size * size * 8 > DENSE_BYTES:
-        raise DataError(f"reconstruct: expected edges of {size} nodes fill a dense table of {size * size * 8 / 1e9:.1f} GB")
+        raise DataError(
+            f"reconstruct: expected edges of {size} nodes fill a dense table of {size * size * 8 / 1e9:.1f} GB"
+        )
     with engine_state(fit.seed), torch.no_grad():
         found = related_on(fit, dataset)
         relation, ties = found.relation, found.relation.ties
@@ -283,7 +287,9 @@ def arviz_groups(fit: Any, dataset: Dataset, num: int, seed: int) -> dict[str, A
     """Arguments of `export.to_arviz`."""
     size = len(dataset.values)
     if size * size * 8 * num > DENSE_BYTES:
-        raise DataError(f"to_arviz: {num} graphs of {size} nodes fill {size * size * 8 * num / 1e9:.1f} GB: ask for fewer draws")
+        raise DataError(
+            f"to_arviz: {num} graphs of {size} nodes fill {size * size * 8 * num / 1e9:.1f} GB: ask for fewer draws"
+        )
     with engine_state(check_seed(seed)), torch.no_grad():
         found = related_on(fit, dataset)
         relation = found.relation
