@@ -30,7 +30,8 @@ from .arrays import (
     to_tensor,
 )
 from .bags import Bags, bag_of_words, bags_of, bags_of_sparse, is_sparse, is_texts
-from .graphs import adapt_graph, decode_graph
+from .graph_forms import decode_graph
+from .graphs import adapt_graph
 from .long import padded, split, unpadded
 from .tables import BOOLEAN, encode_column, read
 

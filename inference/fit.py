@@ -160,7 +160,7 @@ class Fit:
     # --- new data and missing cells ---------------------------------------------------------------------------------
 
     def generate(self, num: int = 1, given: Mapping[str, Any] | None = None, seed: int = 0) -> Any:
-        """`num` new rows, in the form the data came in (of a graph, a new graph of `num` nodes). `given` fixes latents or
+        """`num` new rows, in the form the data came in (of a graph, a new one of `num` nodes). `given` fixes latents or
         observed sites by name.
         """
         make = related if self.guide == related.GUIDE else generate

@@ -1,4 +1,4 @@
-"""Pictures of a graph by blocks: its adjacency matrix, the nodes of a block together, and what blocks have between them."""
+"""Pictures of a graph by blocks: its adjacency matrix, the nodes of a block together, and what is between blocks."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from .bags import Bags
-from .graphs import _of_bags, _of_table
+from .graph_forms import of_bags, of_table
+from .new_graphs import block_table
 from .plots_columns import UnfitKind
 from .plots_style import DATA, SMALL, TOTAL, color, count, dress, picture
-from .related import GUIDE, block_table
+from .related import GUIDE
 
 CELLS = 800  # a side of the picture: of larger graphs a cell stands for several nodes of each side
 NAMED = 60  # nodes whose names are written
@@ -35,26 +36,26 @@ def blocks(fit: Any, data: Any = None) -> Figure:
     dataset = fit.adapted(data)
     (probs,) = fit.latents(data).values()
     labels, values = probs.argmax(-1).numpy(), dataset.values
-    cells = _of_bags(values) if isinstance(values, Bags) else _of_table(values.double().numpy())
+    cells = of_bags(values) if isinstance(values, Bags) else of_table(values.double().numpy())
     sizes = np.bincount(labels, minlength=probs.shape[1])
     order = [k for k in np.argsort(-sizes, kind="stable") if sizes[k]]
     known = ~np.isnan(cells.value)
     degree = np.bincount(cells.first[known], cells.value[known], cells.size)
     degree = degree + np.bincount(cells.second[known], cells.value[known], cells.size)
     rank = {k: place for place, k in enumerate(order)}
-    nodes = np.lexsort((-degree, [rank[k] for k in labels]))
+    nodes = np.lexsort((-degree, np.array([rank[k] for k in labels])))
 
     figure = picture(fit, 12.5, 7.2)
     left, right = figure.subplots(1, 2, width_ratios=(1.6, 1))
     _matrix(left, cells, nodes, dataset.schema.graph == "directed")
     edge = 0
     for place, k in enumerate(order):
-        box = {"linewidth": 2.0, "edgecolor": color(place), "clip_on": False, "zorder": 3}
+        box: dict[str, Any] = {"linewidth": 2.0, "edgecolor": color(place), "clip_on": False, "zorder": 3}
         left.add_patch(Rectangle((edge - 0.5, edge - 0.5), sizes[k], sizes[k], fill=False, **box))
         strip = Rectangle((-0.02, 0), 0.012, 1, transform=left.transAxes, clip_on=False)
         strip.set(y=1 - (edge + sizes[k]) / len(nodes), height=sizes[k] / len(nodes), facecolor=color(place))
         left.add_patch(strip)
-        if 0 < edge:
+        if edge > 0:
             left.axhline(edge - 0.5, color=DATA, linewidth=0.8)
             left.axvline(edge - 0.5, color=DATA, linewidth=0.8)
         edge += sizes[k]

@@ -17,13 +17,15 @@ from .factors import Point
 from .fit import Fit, free_dims
 from .loop import Stop
 from .modes import Outcome, map_modes, rank
+from .new_graphs import INTO, OUT
 from .pair import Pair
-from .related import GUIDE, OUT, INTO
+from .related import GUIDE
 from .relating import Relating, candidates_of, given_start, settled
 from .relations import Relation, read_relation
 from .runner import Runner
 from .saving import versions
 from .sites import Params
+from .starts import _each
 
 
 def fit_relation(
@@ -90,12 +92,11 @@ def _starts(
     """A state of each restart: `initialize` and `start` may give the latent of the nodes."""
     relation = steps.relation
     candidates = candidates_of(relation, generator)
+    drawn = _each(pair.initialize, dataset.values, generator, relation.field.program.structure)
     out = []
     for number in range(restarts):
-        given = start if number == 0 and start else None
-        if given is None and pair.initialize is not None:
-            drawn = pair.initialize(dataset.values, generator)
-            given = dict(drawn if isinstance(drawn, dict) else next(drawn))  # type: ignore[call-overload]
+        found = next(drawn, None)
+        given = start if number == 0 and start else dict(found) if found else None
         out.append(_given(steps, given, next(candidates)) if given else steps.best(next(candidates)))
     return out
 

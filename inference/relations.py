@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
 import torch
+from pyro.distributions import constraints
 from torch import Tensor
 
 from .checks import _expected, _fits
@@ -21,16 +22,12 @@ from .errors import ModelError
 from .expected import Expected, ExpectedPoisson, observed_family
 from .factors import FactorFamily, Point
 from .forms import Form
-from .graphs import Graph
+from .probes import NESTING, SAME, WAY_OUT, Probe, expanded, exposure_of, mapped, parts_of, picked, same
 from .program import Program
 from .sites import Argument, Params
 from .structure import Bind, Latent, Structure, base_of, double, run, sample_sites
-from .symbols import plain
-from .ties import Ties, exposures, ties_of
+from .ties import Edges, Ties, edges_of, exposures
 
-WAY_OUT = "write the model with one discrete latent of each node, and one site of pairs that gathers by two of them"
-NESTING = 1
-SAME = 1e-8
 CHECKED = 500  # pairs at random, on which the exposures are checked
 
 
@@ -106,69 +103,6 @@ class Relation:
         return out
 
 
-class Probe(NamedTuple):
-    """A model on some pairs of a graph, the labels of all nodes held."""
-
-    model: Any
-    latent: str
-    site: str
-    size: int
-    directed: bool
-    out_degree: Tensor
-    in_degree: Tensor
-    params: Params
-
-    @property
-    def num_nodes(self) -> int:
-        return len(self.out_degree)
-
-    def graph(self, first: Tensor, second: Tensor) -> Graph:
-        blank = torch.zeros(len(first), dtype=torch.float64)
-        return Graph(first, second, blank, self.out_degree, self.in_degree, self.num_nodes)
-
-    def run(self, first: Tensor, second: Tensor, labels: Tensor, symbols: bool = False, params: Any = None) -> Any:
-        bind = Bind({**(params or self.params), self.latent: labels}, symbols=symbols)
-        return run(self.model, self.graph(first, second), bind, NESTING, enumerated=False).nodes, bind
-
-    def fn(self, first: Tensor, second: Tensor, labels: Tensor, symbols: bool = False, params: Any = None) -> Any:
-        return base_of(self.run(first, second, labels, symbols, params)[0][self.site]["fn"])
-
-    def covering(self) -> list[tuple[Tensor, Tensor, Tensor]]:
-        """Pairs and labels of all nodes in which each of the K x K labels of a pair is met."""
-        size, nodes = self.size, torch.arange(self.num_nodes)
-        some = nodes[: 2 * size]
-        first, second = some.repeat_interleave(len(some)), some.repeat(len(some))
-        keep = first < second if not self.directed else first != second
-        first, second = first[keep], second[keep]
-        out = [(first, second, nodes % size)]
-        if self.num_nodes < 2 * size:
-            pair = torch.tensor([0]), torch.tensor([1])
-            for k in range(size):
-                for l in range(size):
-                    labels = torch.zeros_like(nodes)
-                    labels[0], labels[1] = k, l
-                    out.append((*pair, labels))
-        return out
-
-    def tabulated(self, found: list[Tensor]) -> Tensor:
-        """Values (K, K) from those at the pairs of `covering`."""
-        out = torch.zeros(self.size, self.size, dtype=found[0].dtype)
-        for (first, second, labels), value in zip(self.covering(), found, strict=True):
-            out[labels[first], labels[second]] = value.expand(len(first))
-        return out
-
-    def expected(self, params: Params) -> tuple[Tensor, bool]:
-        """What a pair of each labels is expected to have, per unit of its exposure, (K, K); and whether pairs have
-        exposures of their own.
-        """
-        means, rates = [], []
-        for where in self.covering():
-            fn = self.fn(*where, symbols=True, params=params)
-            means.append(plain(fn.mean))
-            rates.append(_exposure(self.site, fn, len(where[0])))
-        return self.tabulated(means) / self.tabulated(rates), any(bool((one != 1).any()) for one in rates)
-
-
 # --- reading ----------------------------------------------------------------------------------------------------------
 
 
@@ -182,8 +116,8 @@ def read_relation(model: Any, values: Any, kind: str, schema: Schema, given: Par
     DataError
         Edges that its distribution cannot take.
     """
-    ties = ties_of(values, kind == "directed")
-    probe = _first(model, ties, kind == "directed", given or {})
+    edges = edges_of(values, kind == "directed")
+    probe = _first(model, edges, kind == "directed", given or {})
     here = torch.tensor([0]), torch.tensor([1])
     nodes, bind = probe.run(*here, torch.zeros(probe.num_nodes, dtype=torch.long), symbols=True)
     structure = _structure(nodes, bind, probe)
@@ -201,16 +135,16 @@ def read_relation(model: Any, values: Any, kind: str, schema: Schema, given: Par
     _check_uses(field)
     field.moments(field.starts(start))  # each must exist
     fn = base_of(nodes[probe.site]["fn"])
-    _check_edges(probe.site, fn, ties, schema)
-    rates = exposures(lambda first, second: _rates(probe, first, second), ties)
-    _check_rates(probe, rates, ties)
+    _check_edges(probe.site, fn, edges, schema)
+    rates = exposures(lambda first, second: _rates(probe, first, second), edges)
+    _check_rates(probe, rates, edges)
     statistics = products[probe.site].family
-    return Relation(probe.latent, probe.site, probe.size, field, ties.measured(statistics, rates), probe, moves)
+    return Relation(probe.latent, probe.site, probe.size, field, edges.measured(statistics, rates), probe, moves)
 
 
-def _first(model: Any, ties: Ties, directed: bool, given: Params) -> Probe:
+def _first(model: Any, edges: Edges, directed: bool, given: Params) -> Probe:
     """The names of the sites, from a run on one pair."""
-    empty = Probe(model, "", "", 0, directed, ties.out_degree, ties.in_degree, {})
+    empty = Probe(model, "", "", 0, directed, edges.out_degree, edges.in_degree, {})
     bind = Bind(given)
     pair = torch.tensor([0]), torch.tensor([1])
     sites = sample_sites(run(model, empty.graph(*pair), bind, NESTING, enumerated=False))
@@ -222,7 +156,7 @@ def _first(model: Any, ties: Ties, directed: bool, given: Params) -> Probe:
     (latent,), (site,) = latents, observed
     plates = {frame.name: int(frame.size) for frame in sites[latent]["cond_indep_stack"]}
     fn = sites[latent]["fn"]
-    if not fn.has_enumerate_support or plates != {"data": len(ties.out_degree)}:
+    if not fn.has_enumerate_support or plates != {"data": len(edges.out_degree)}:
         raise ModelError(
             f"cavi: latent '{latent}' of the model of a graph is a {type(base_of(fn)).__name__} in plates {plates}, "
             f'expected a discrete one in pyro.plate("data", graph.num_nodes): {WAY_OUT}'
@@ -266,9 +200,9 @@ def _of_nodes(node: Any, probe: Probe, wanted: dict[str, Moment], start: Params,
     if kind is None or kind.events.get("probs") != 1 or node["mask"] is not None:
         raise ModelError(f"cavi: latent '{name}' has a {type(fn).__name__} prior, expected Categorical(probs)")
     form = _form(name, "probs", kind.raw(fn)["probs"])
-    whole = _all(form, (probe.num_nodes, probe.size))
-    form = _pick(whole, torch.tensor(0))
-    if any(bool((one != one[:1]).any()) for one in _parts(whole)):
+    whole = expanded(form, (probe.num_nodes, probe.size))
+    form = picked(whole, torch.tensor(0))
+    if any(bool((one != one[:1]).any()) for one in parts_of(whole)):
         raise ModelError(f"cavi: the prior of latent '{name}' differs from node to node, expected one for all")
     args: dict[str, Argument] = {}
     _add(args, wanted, name, "probs", form, torch.Size((probe.size,)), kind, start)
@@ -284,16 +218,16 @@ def _of_pairs(probe: Probe, wanted: dict[str, Moment], start: Params, moves: Any
     first, second, labels = probe.covering()[0]
     for key in kind.raw(probe.fn(first[:1], second[:1], labels, symbols=True)):
         forms = [one[1][key] for one in found]
-        form = _map(lambda *parts: probe.tabulated(list(parts)), forms)
+        form = mapped(lambda *parts: probe.tabulated(list(parts)), forms)
         other = (probe.size - 1 - labels).clamp_min(0)  # other nodes bear each label now
         for at, own in ((labels, forms[0]), (other, _read(probe, first, second, other)[1][key])):
-            if not _same(_pick(form, at[first], at[second]), own):
+            if not same(picked(form, at[first], at[second]), own):
                 raise ModelError(
                     f"cavi: site '{probe.site}' takes its {key} from more than the labels of both nodes: {WAY_OUT}"
                 )
-        if not probe.directed and not _same(form, form.map(lambda tensor: tensor.mT)):
+        if not probe.directed and not same(form, form.map(lambda tensor: tensor.mT)):
             raise ModelError(
-                f"cavi: site '{probe.site}' tells the labels (k, l) of a pair from (l, k), but the graph is undirected: "
+                f"cavi: site '{probe.site}' tells the labels (k, l) of a pair from (l, k), in an undirected graph: "
                 f"gather its {key} by a symmetric index, or use a directed graph"
             )
         _add(args, wanted, probe.site, key, form, torch.Size(()), kind, start)
@@ -305,7 +239,7 @@ def _read(probe: Probe, first: Tensor, second: Tensor, labels: Tensor) -> tuple[
     """Arguments at some pairs, the exposure of a pair taken out."""
     fn = probe.fn(first, second, labels, symbols=True)
     kind = _kind(probe.site, fn)
-    forms = {key: _all(_form(probe.site, key, raw), (len(first),)) for key, raw in kind.raw(fn).items()}
+    forms = {key: expanded(_form(probe.site, key, raw), (len(first),)) for key, raw in kind.raw(fn).items()}
     if isinstance(kind, ExpectedPoisson):
         term = forms["rate"].monomial
         if term is not None:
@@ -315,20 +249,10 @@ def _read(probe: Probe, first: Tensor, second: Tensor, labels: Tensor) -> tuple[
 
 def _rates(probe: Probe, first: Tensor, second: Tensor) -> Tensor:
     labels = torch.zeros(probe.num_nodes, dtype=torch.long)
-    return _exposure(probe.site, probe.fn(first, second, labels, symbols=True), len(first))
+    return exposure_of(probe.site, probe.fn(first, second, labels, symbols=True), len(first))
 
 
-def _exposure(site: str, fn: Any, count: int) -> Tensor:
-    """The constant that a pair's rate is multiplied by, of Poisson edges; 1 of others."""
-    kind = observed_family(fn)
-    if isinstance(kind, ExpectedPoisson):
-        term = _form(site, "rate", kind.raw(fn)["rate"]).monomial
-        if term is not None:
-            return term.coef.double().expand(count)
-    return torch.ones(count, dtype=torch.float64)
-
-
-def _check_rates(probe: Probe, rates: tuple[Tensor, Tensor], ties: Ties) -> None:
+def _check_rates(probe: Probe, rates: tuple[Tensor, Tensor], edges: Edges) -> None:
     generator = torch.Generator().manual_seed(0)
     size = probe.num_nodes
     pairs = torch.randint(size, (2, CHECKED), generator=generator)
@@ -343,60 +267,22 @@ def _check_rates(probe: Probe, rates: tuple[Tensor, Tensor], ties: Ties) -> None
         )
     if not bool((found >= 0).all()) or not bool((rates[0] * rates[1] >= 0).all()):
         raise ModelError(f"cavi: site '{probe.site}' multiplies its rate by a negative constant")
-    edge = (rates[0][ties.first] * rates[1][ties.second] <= 0).nonzero()
-    if len(edge):
+    dead = (rates[0][edges.first] * rates[1][edges.second] <= 0).nonzero()
+    if len(dead):
         raise ModelError(f"cavi: site '{probe.site}' gives a pair that has an edge the rate 0")
 
 
-def _check_edges(site: str, fn: Any, ties: Ties, schema: Schema) -> None:
-    wrong = (~_fits(fn, fn.support, ties.value)).nonzero().flatten()
+def _check_edges(site: str, fn: Any, edges: Edges, schema: Schema) -> None:
+    wrong = (~_fits(fn, fn.support, edges.value)).nonzero().flatten()
     if len(wrong):
         names = schema.columns
-        i, j = int(ties.first[wrong[0]]), int(ties.second[wrong[0]])
+        i, j = int(edges.first[wrong[0]]), int(edges.second[wrong[0]])
         pair = f"{names[i]!r} and {names[j]!r}" if names else f"{i} and {j}"
-        bernoulli = type(fn).__name__ == "Bernoulli"
-        way = "give 1 for each edge, or use degree_corrected_block_model for counts" if bernoulli else "mend the data"
-        raise DataError(
-            f"site '{site}': nodes {pair} have {ties.value[wrong[0]].item():g} between them, expected {_expected(fn)}; "
-            f"{way}"
+        met = f"{edges.value[wrong[0]].item():g} between them"
+        way = (
+            "give 1 for each edge, or take a model of counts" if fn.support is constraints.boolean else "mend the data"
         )
-
-
-# --- forms as tables --------------------------------------------------------------------------------------------------
-
-
-def _parts(form: Form) -> list[Tensor]:
-    return [form.offset, *(part for t in form.terms for part in (t.coef, *(leaf.cells for leaf in t.leaves)))]
-
-
-def _all(form: Form, shape: tuple[int, ...]) -> Form:
-    if any(term.summed for term in form.terms):
-        raise ModelError(f"cavi: a model of a graph multiplies matrices in an argument: {WAY_OUT}")
-    return form.map(lambda tensor: tensor.expand(shape))
-
-
-def _pick(form: Form, *place: Tensor) -> Form:
-    return form.map(lambda tensor: tensor[place])
-
-
-def _map(change: Any, forms: list[Form]) -> Form:
-    """One form of several of one kind, part by part."""
-    if any(len(_parts(form)) != len(_parts(forms[0])) for form in forms):
-        raise ModelError(f"cavi: an argument is made of other latents for other pairs: {WAY_OUT}")
-    parts = iter([change(*tensors) for tensors in zip(*map(_parts, forms), strict=True)])
-    offset = next(parts)
-    terms = []
-    for term in forms[0].terms:
-        coef = next(parts)
-        terms.append(term._replace(coef=coef, leaves=tuple(leaf._replace(cells=next(parts)) for leaf in term.leaves)))
-    return Form(offset, tuple(terms))
-
-
-def _same(one: Form, two: Form) -> bool:
-    parts, others = _parts(one), _parts(two)
-    if len(parts) != len(others):
-        return False
-    return all(torch.allclose(a.double(), b.double(), rtol=SAME) for a, b in zip(parts, others, strict=True))
+        raise DataError(f"site '{site}': nodes {pair} have {met}, expected {_expected(fn)}; {way}")
 
 
 def _note(moves: dict[str, list[Tensor]], form: Form) -> None:

@@ -1,8 +1,8 @@
 """A graph as the sums over pairs need it: what is not 0 as sparse matrices, all other pairs as products of sums.
 
 With q (N, K) the probabilities of the nodes' labels, every sum over the pairs of a graph is a sum over its E edges plus
-one over all pairs of c_i d_j q_ik q_jl, which is a product of two column sums less the diagonal (and less the pairs that
-are not known). So nothing here costs more than E K^2 + N K^2.
+one over all pairs of c_i d_j q_ik q_jl, which is a product of two column sums, less the diagonal and the pairs that are
+not known. So nothing here costs more than E K^2 + N K^2.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor
 from .bags import Bags
 from .errors import ModelError
 from .expected import Expected
-from .graphs import _of_bags, _of_table
+from .graph_forms import of_bags, of_table
 
 Rates = Callable[[Tensor, Tensor], Tensor]
 Matrix = Any  # (n, N), an array or a sparse one
@@ -69,9 +69,9 @@ class Edges(NamedTuple):
         return csr_array((x, (i, j)), shape=(size, size))
 
 
-def ties_of(values: Any, directed: bool) -> Edges:
+def edges_of(values: Any, directed: bool) -> Edges:
     """The edges of an adjacency matrix, a table or bags."""
-    cells = _of_bags(values) if isinstance(values, Bags) else _of_table(values.detach().cpu().double().numpy())
+    cells = of_bags(values) if isinstance(values, Bags) else of_table(values.detach().cpu().double().numpy())
     keep = cells.first != cells.second if directed else cells.first < cells.second
     both = cells.first != cells.second
     gap = np.isnan(cells.value)
@@ -182,7 +182,7 @@ class Ties:
         self, part: Part, q: np.ndarray, out: np.ndarray, into: np.ndarray, eta: np.ndarray, log_normalizer: np.ndarray
     ) -> np.ndarray:
         """The same of some nodes (n, K); `out` and `into` (K,) are c @ q and d @ q."""
-        own, c, d = q[part.index], self.out[part.index, None], self.into[part.index, None]
+        own, c, d = q[part.nodes], self.out[part.nodes, None], self.into[part.nodes, None]
         field = -(c * (into - d * own)) @ log_normalizer.T
         for t, one in enumerate(part.rows):
             field += (one @ q) @ eta[:, :, t].T
@@ -225,7 +225,7 @@ class Ties:
 class Part(NamedTuple):
     """Some nodes, with their rows of the matrices of `Ties`, and their columns where the graph is directed."""
 
-    index: np.ndarray
+    nodes: np.ndarray
     rows: list[Matrix]
     columns: list[Matrix]
     missing: Matrix | None
@@ -242,12 +242,13 @@ def sweep(
     """Every node's factor in turn to its optimum given the others, (N, K).
 
     Of a part of several nodes all move at once, and no further than the bound gains by it: with delta the move,
-    f the expected log density and H its change with delta, the gain is delta . f + delta . H / 2 and that of the entropy.
+    f the expected log density and H its change with delta, the gain is delta . f + delta . H / 2, and that of the
+    entropy.
     """
     q = q.copy()
     out, into = ties.out @ q, ties.into @ q
     for part in parts:
-        index = part.index
+        index = part.nodes
         before = q[index]
         field = log_prior + ties.local(part, q, out, into, eta, log_normalizer)
         step, after = 1.0, softmax(field)

@@ -14,8 +14,8 @@ def between_blocks(num_blocks: int, directed: bool) -> Tensor:
     if directed:
         return torch.arange(K * K).reshape(K, K)
     place = torch.zeros(K, K, dtype=torch.long)
-    k, l = torch.triu_indices(K, K)
-    place[k, l] = place[l, k] = torch.arange(len(k))
+    first, second = torch.triu_indices(K, K)
+    place[first, second] = place[second, first] = torch.arange(len(first))
     return place
 
 

@@ -40,7 +40,7 @@ def degree_corrected_block_model(
         \pi &\sim \mathrm{Dirichlet}(\alpha, \dots, \alpha) \\
         \omega_{kl} &\sim \mathrm{Gamma}(a, b) \\
         z_n \mid \pi &\sim \mathrm{Categorical}(\pi) \\
-        A_{ij} \mid z, \omega &\sim \mathrm{Poisson}\Big(\frac{d_i d_j}{\sum_n d_n}\, \omega_{z_i z_j}\Big), \qquad i < j
+        A_{ij} \mid z, \omega &\sim \mathrm{Poisson}(\omega_{z_i z_j}\, d_i d_j / \textstyle\sum_n d_n), \qquad i < j
 
     ==========================  =============================================================================
     ``weights`` (K,)            :math:`\pi`
