@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy.sparse import coo_array, csr_array
 from torch import Tensor
 
 from .arrays import DataError, is_structure, listed
@@ -148,6 +147,8 @@ def _numbered(rows: list[tuple[Any, Any, Any]], names: list[Any], kind: str, kno
         loops = first == second
         first, second = np.concatenate([first, second[~loops]]), np.concatenate([second, first[~loops]])
         value = np.concatenate([value, value[~loops]])
+    from scipy.sparse import coo_array
+
     summed = coo_array((value, (first, second)), shape=(len(names), len(names))).tocsr().tocoo()
     return Cells(summed.coords[0], summed.coords[1], summed.data, len(names)), names
 
@@ -197,6 +198,8 @@ def decode_graph(values: Any, schema: Any) -> Any:
 
 def bags_of_table(table: Tensor) -> Bags:
     """A matrix as its cells that are not 0."""
+    from scipy.sparse import csr_array
+
     return bags_of_sparse(csr_array(table.detach().cpu().double().numpy()))
 
 

@@ -8,14 +8,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from pyro.poutine.enum_messenger import EnumMessenger
-from pyro.poutine.runtime import _PYRO_STACK
-from scipy.sparse import csr_array
 from torch import Tensor
 
 from .arrays import DataError, is_instance, is_structure, to_tensor
 from .bags import bags_of_sparse, is_sparse
-from .errors import ModelError
 from .graph_forms import (
     EXPECTED,
     Cells,
@@ -60,18 +56,7 @@ def every_pair(size: int, kind: str) -> tuple[Tensor, Tensor]:
 
 
 def view(table: Tensor, kind: str) -> Graph:
-    """All pairs of an adjacency matrix (N, N); its cells keep their identity.
-
-    Raises
-    ------
-    ModelError
-        Where latents are being enumerated row by row.
-    """
-    if any(isinstance(handler, EnumMessenger) for handler in _PYRO_STACK):
-        raise ModelError(
-            "the nodes of a graph meet in pairs, so their latents cannot be enumerated row by row, which is for rows "
-            'that are independent: fit it with inference="cavi", and look at latents, score, summary or plot("blocks")'
-        )
+    """All pairs of an adjacency matrix (N, N); its cells keep their identity."""
     first, second = every_pair(len(table), kind)
     away = ~torch.eye(len(table), dtype=torch.bool)
     seen = ~table.isnan() & away
@@ -189,6 +174,8 @@ def _checked(cells: Cells, kind: str, names: Sequence[str] | None, training: boo
         )
     off = first != second
     first, second, value, gaps = first[off], second[off], value[off], gaps[off]
+    from scipy.sparse import csr_array
+
     table = csr_array((np.where(gaps, 0.0, value), (first, second)), shape=(size, size))
     missing = csr_array((gaps.astype(np.float64), (first, second)), shape=(size, size))
     missing.eliminate_zeros()
@@ -223,4 +210,6 @@ def _packed(cells: Cells) -> Any:
             cells.value
         )
         return table
+    from scipy.sparse import csr_array
+
     return bags_of_sparse(csr_array((cells.value, (cells.first, cells.second)), shape=(cells.size, cells.size)))

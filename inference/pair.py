@@ -8,10 +8,13 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+from pyro.poutine.enum_messenger import EnumMessenger
+from pyro.poutine.runtime import _PYRO_STACK
 
 from .data import Schema
-from .graphs import KINDS
-from .graphs import view as graph_of
+from .errors import ModelError
+from .graphs import KINDS, Graph
+from .graphs import view as all_pairs
 
 Model = Callable[[Any], Any]
 Arrange = Callable[[torch.Tensor, Schema], Any]
@@ -83,7 +86,7 @@ def on_table(pair: Pair, schema: Schema) -> Pair:
     So whatever looks at the data (missing cells, generated rows, imputation, pictures) sees one table.
     """
     kind = pair.graph
-    arrange = pair.arrange if kind is None else lambda table, _: graph_of(table, kind)
+    arrange = pair.arrange if kind is None else lambda table, _: _graph_of(table, kind)
     if arrange is None:
         return pair
 
@@ -100,3 +103,13 @@ def on_table(pair: Pair, schema: Schema) -> Pair:
         initialize=of_table(pair.initialize),
         arrange=None,
     )
+
+
+def _graph_of(table: torch.Tensor, kind: str) -> Graph:
+    """The pairs of a graph, unless latents are being enumerated row by row."""
+    if any(isinstance(handler, EnumMessenger) for handler in _PYRO_STACK):
+        raise ModelError(
+            "the nodes of a graph meet in pairs, so their latents cannot be enumerated row by row, which is for rows "
+            'that are independent: fit it with inference="cavi", and look at latents, score, summary or plot("blocks")'
+        )
+    return all_pairs(table, kind)
