@@ -19,7 +19,8 @@ from .bags import Bags, bags_of
 from .data import DataError, Schema, map_tensors, slice_rows
 from .errors import ModelError
 from .expected import expected_family
-from .factors import DirichletFactor, FactorFamily, GammaFactor, Point, factor_family
+from .factor_families import factor_family
+from .factors import DirichletFactor, FactorFamily, GammaFactor, Point
 from .sources import WAY_OUT
 from .structure import Bind, Structure, base_of, run
 from .symbols import plain, symbol, symbols_of
@@ -112,7 +113,11 @@ def read_allocation(model: Any, values: Any, structure: Structure, schema: Schem
     node = run(model, marked, Bind(start, symbols=True), structure.nesting).nodes
     fn = base_of(node[site]["fn"])
     if not isinstance(fn, dist.Poisson | dist.Multinomial):
-        raise _no(site, f"{type(fn).__name__} counts have no allocation to latents", row)
+        raise _no(
+            site,
+            f"a positive latent of each row, '{row}', and {type(fn).__name__} data, which no closed form joins",
+            row,
+        )
     poisson = isinstance(fn, dist.Poisson)
     names = symbols_of(node[site]["fn"]) - {"data"}
     if len(names) != 2 or row not in names:

@@ -14,7 +14,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .factors import MultivariateNormalFactor, Point
+from .factor_vectors import MultivariateNormalFactor
+from .factors import Point
 from .family import LOG_2PI
 from .gathered import Sparse
 from .sources import Families, Means, Source, expected

@@ -12,7 +12,7 @@ from .allocate import fit_allocation
 from .allocation import read_allocation, sample_of
 from .bags import Bags, densified
 from .begin import first_starts, take_in
-from .checks import check_counts, check_options, check_rows, check_seed, check_values, row_weights
+from .checks import check_counts, check_options, check_rows, check_said, check_seed, check_values, row_weights
 from .compiler import compile_program
 from .conjugate import MeanField
 from .data import num_rows
@@ -53,6 +53,7 @@ def cavi(
     batch_size: int | None = None,
     schedule: Schedule | None = None,
     accelerate: bool | None = None,
+    fallback: str | None = None,
     device: str | torch.device | None = None,
     progress: bool | None = None,
 ) -> Fit:
@@ -88,6 +89,10 @@ def cavi(
         Sizes of these steps.
     accelerate : bool, optional
         Leap ahead where two sweeps were heading (SQUAREM), if the bound gains by it. Default: where latents multiply.
+    fallback : {"svi"}, optional
+        What is not conjugate is fitted by gradient, all else in closed form: a latent that no update is known of gets a
+        factor that is normal in unconstrained numbers, and the bound is a mean over a fixed set of its draws. Default:
+        an error says what is not conjugate.
     device : str, optional
         Where to compute. Default: where the data are.
     progress : bool, optional
@@ -112,6 +117,8 @@ def cavi(
     """
     check_counts(max_iters=(max_iters, 0), restarts=(restarts, 1), m_steps=(m_steps, 1))
     check_options(tol=(tol, 0))
+    if fallback not in (None, "svi"):
+        raise OptionError(f'fallback: met {fallback!r}, expected "svi", or to be left out')
     seed = check_seed(seed)
     if batch_size is not None:
         check_counts(batch_size=(batch_size, 1))
@@ -155,7 +162,8 @@ def cavi(
             dataset = replace(dataset, values=densified(dataset.values))
             structure = read(pair.model, dataset.values)
         check_values(structure, dataset.schema)
-        field = mean_field(pair.model, dataset.values, structure)
+        check_said(structure)
+        field = mean_field(pair.model, dataset.values, structure, fallback == "svi")
         if share is not None and (field.bilinear or structure.continuous):
             raise OptionError("weights: not taken by models whose latents multiply: repeat the rows, or leave it out")
         plain = compile_program(pair.model, dataset.values, structure)

@@ -14,9 +14,10 @@ from torch.distributions import constraints
 
 from .data import DataError, Schema
 from .errors import ModelError, OptionError
+from .free import base_constraint
 from .program import Program
 from .sites import Site
-from .structure import Structure
+from .structure import Structure, base_of
 from .symbols import plain
 
 ROWS = 65536  # checked together, so that no temporary is as large as the data
@@ -93,8 +94,18 @@ def check_rows(structure: Structure, owning: Iterable[str], num_rows: int) -> No
             )
 
 
+NUMBERS = {"GreaterThan(lower_bound=0.0)": "a positive number", "Real()": "a finite number"}
+
+
 def check_values(structure: Structure, schema: Schema) -> None:
-    """Observed values lie in the support of their distribution; text stands only in categorical columns."""
+    """Observed values lie in the support of their distribution; text stands only in categorical columns; the numbers
+    given to priors make distributions of them.
+    """
+    for name, param in structure.params.items():
+        if param.prior is not None:
+            check_prior(name, base_of(param.prior["fn"]))
+    for name in structure.continuous:
+        check_prior(name, base_of(structure.trace.nodes[name]["fn"]))
     for name in structure.observed:
         site = structure.trace.nodes[name]
         fn, value = site["fn"], plain(site["value"])
@@ -102,6 +113,38 @@ def check_values(structure: Structure, schema: Schema) -> None:
             fn = fn.base_dist
         _check_support(name, fn, value)
         _check_text(name, fn, value, schema)
+
+
+def check_prior(name: str, fn: Any) -> None:
+    """A prior's arguments lie where its family needs them."""
+    for argument, constraint in getattr(fn, "arg_constraints", {}).items():
+        if argument not in vars(fn) or constraints.is_dependent(constraint):
+            continue
+        constraint, value = base_constraint(constraint), plain(getattr(fn, argument))
+        fits = constraint.check(value)
+        if bool(fits.all()):
+            continue
+        wrong = value if constraint.event_dim else value[~fits][0]
+        raise ModelError(
+            f"the {type(fn).__name__} prior of latent '{name}' has {argument} {_show(wrong)}, "
+            f"expected {NUMBERS.get(str(constraint), f'a value in {constraint}')}"
+        )
+
+
+def check_said(structure: Structure) -> None:
+    """Every row says something of the continuous latents that are its own."""
+    said: Tensor | None = None
+    for name in structure.observed if structure.continuous else ():
+        node = structure.trace.nodes[name]
+        seen = ~plain(node["value"]).double().isnan()
+        axis = structure.data_dim - len(node["fn"].event_shape)
+        seen = seen.movedim(axis, 0).reshape(structure.num_rows, -1).any(1)
+        said = seen if said is None else said | seen
+    if said is not None and not bool(said.all()):
+        row, latents = int((~said).nonzero()[0]), ", ".join(f"'{name}'" for name in structure.continuous)
+        raise DataError(
+            f"row {row} (the first is 0) has no value at all, so it says nothing of its {latents}: leave it out"
+        )
 
 
 def _check_support(name: str, fn: Any, value: Tensor) -> None:
@@ -174,7 +217,7 @@ def _columns_of(value: Tensor, schema: Schema) -> tuple[str, ...]:
     lies in the table.
     """
     columns = schema.columns or ()
-    if schema.container != "frame" or value.dim() == 0:
+    if schema.container != "frame" or value.dim() == 0 or schema.by is not None:
         return ()
     if schema.width is None or (value.shape[-1] == len(columns) and value.dim() > 1):
         return columns

@@ -7,7 +7,7 @@ parameter the gradient of E log p with respect to its mean parameters: that grad
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -15,9 +15,12 @@ import torch
 from torch import Tensor
 
 from .bilinear import Bilinear
+from .drawn import DrawnFactor, Draws, key_of
+from .errors import NotConjugate
 from .estep import Expectations
 from .expected import Expected
-from .factors import FactorFamily, MultivariateNormalFactor, Point
+from .factor_vectors import MultivariateNormalFactor
+from .factors import FactorFamily, Point
 from .loglinear import LogLinear
 from .program import Program
 from .sites import Argument, Params
@@ -29,14 +32,20 @@ class Moment(NamedTuple):
 
     site: str
     argument: str
-    source: Source | LogLinear
+    source: Source | LogLinear | Draws
     moment: str
 
     def under(self, means: Means, families: Families) -> Tensor:
         """Its value under a mean field, (R, cells)."""
         if isinstance(self.source, LogLinear):
             return self.source.log(means, families)
-        return expected(self.source, self.moment, means, families)
+        if isinstance(self.source, Draws):
+            return self.source.of(means, families)
+        try:
+            return expected(self.source, self.moment, means, families)
+        except NotConjugate as error:
+            error.site = self.site
+            raise
 
 
 class Prior(NamedTuple):
@@ -50,6 +59,26 @@ class Prior(NamedTuple):
         """E eta (R, *batch, T) and E A (R, *batch)."""
         eta, log_normalizer = self.family.natural({name: a.of(moments) for name, a in self.args.items()})
         return eta, log_normalizer.expand(len(log_normalizer), *self.batch)
+
+    def log_prob(self, stats: Tensor, moments: Params) -> Tensor:
+        """E log p, (R,), from E t."""
+        eta, log_normalizer = self.natural(moments)
+        return _each(stats * eta) - _each(log_normalizer)
+
+
+class DrawnPrior(NamedTuple):
+    """A shared latent's own density where it has no closed form in expectation: the mean over draws."""
+
+    name: str
+    names: frozenset[str]  # the latent, and whatever its prior depends on
+    density: Callable[[Params], Tensor]  # () at values of these
+
+    def log_prob(self, moments: Params, shapes: Mapping[str, torch.Size]) -> Tensor:
+        """E log p, (1,)."""
+        found = {n: moments[key_of(self.name, n)].reshape(-1, *shapes[n]) for n in self.names}
+        moving = {n: value for n, value in found.items() if len(value) > 1}
+        still = {n: value[0] for n, value in found.items() if len(value) == 1}
+        return torch.vmap(lambda values: self.density({**still, **values}))(moving).mean(0, keepdim=True)
 
 
 @dataclass(frozen=True)
@@ -72,7 +101,7 @@ class MeanField:
 
     program: Program
     families: dict[str, FactorFamily]
-    priors: dict[str, Prior]
+    priors: dict[str, Prior | DrawnPrior]
     wanted: dict[str, Moment]
     bilinear: dict[str, Bilinear]
 
@@ -100,8 +129,11 @@ class MeanField:
 
     def statistics(self, name: str, means: Means) -> Tensor:
         """E t(theta) in the statistics of the latent's prior."""
-        family, mu = self.families[name], means[name]
-        if isinstance(family, MultivariateNormalFactor) and self.priors[name].family.event_dim == 0:
+        family, prior, mu = self.families[name], self.priors[name], means[name]
+        if isinstance(family, DrawnFactor):
+            return family.known_statistics(mu)
+        assert isinstance(prior, Prior)
+        if isinstance(family, MultivariateNormalFactor) and prior.family.event_dim == 0:
             first, second = family.power(mu, 1.0), family.power(mu, 2.0)
             assert first is not None
             assert second is not None
@@ -125,10 +157,30 @@ class MeanField:
         total = total + self.products(means, sites)
         for name, prior in self.priors.items():
             if name in sites:
-                eta, log_normalizer = prior.natural(moments)
-                stats = self.statistics(name, means)
-                total = total + _each(stats * eta) - _each(log_normalizer)
+                total = total + self.log_prior(name, prior, moments, means)
+        drawn = [name for name in self.program.scored if name in sites]
+        if drawn:
+            runs = self.program.trace(moments)
+            for name in drawn:
+                counts = expected_stats.weights[name]
+                total = total + torch.where(counts > 0, counts * self.program.log_factor(runs, name), 0.0).sum()
         return total
+
+    def log_prior(self, name: str, prior: Prior | DrawnPrior, moments: Params, means: Means) -> Tensor:
+        """E log p of one shared latent, (R,)."""
+        if isinstance(prior, DrawnPrior):
+            return prior.log_prob(moments, self.shapes)
+        return prior.log_prob(self.statistics(name, means), moments)
+
+    @property
+    def shapes(self) -> dict[str, torch.Size]:
+        """Of the shared latents' and params' values."""
+        return {name: param.value.shape for name, param in self.program.structure.params.items()}
+
+    def negentropy(self, state: Params) -> Tensor:
+        """E log q of the factors that are fitted by gradient, (R,)."""
+        found = [self.families[n].negentropy(state[n], state[n]) for n in self.priors if self.families[n].learned]
+        return sum(found, torch.zeros((), dtype=torch.float64))
 
     def products(self, means: Means, sites: Collection[str] | None = None) -> Tensor:
         """E log p of bilinear sites, (R,)."""
@@ -140,12 +192,8 @@ class MeanField:
         moments = self.moments(means, self.priors)
         total = torch.zeros((), dtype=torch.float64)
         for name, prior in self.priors.items():
-            eta, mu = state[name], means[name]
-            own = _each(eta * mu) - _each(self.families[name].log_normalizer(eta))
-            natural, log_normalizer = prior.natural(moments)
-            stats = self.statistics(name, means)
-            theirs = _each(stats * natural) - _each(log_normalizer)
-            total = total + own - theirs
+            own = self.families[name].negentropy(state[name], means[name])
+            total = total + own - self.log_prior(name, prior, moments, means)
         return total
 
     def update(self, name: str, means: Means, stats: Expectations) -> Tensor:

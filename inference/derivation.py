@@ -12,22 +12,31 @@ from torch import Tensor
 
 from .bilinear import Bilinear
 from .compiler import compile_program
-from .conjugate import MeanField, Moment, Prior, flat
+from .conjugate import DrawnPrior, MeanField, Moment, Prior, flat
+from .drawn import Draws
 from .entries import bilinear_site, in_vectors, is_bilinear
-from .errors import ModelError
+from .errors import ModelError, NotConjugate
 from .expected import Expected, ExpectedNormal, expected_family, observed_family
-from .factors import BetaFactor, FactorFamily, MultivariateNormalFactor, NormalFactor, Point, factor_family
+from .factor_families import factor_family
+from .factor_vectors import MultivariateNormalFactor
+from .factors import BetaFactor, FactorFamily, NormalFactor, Point
+from .fallback import ByDraws, at_draws, drawn_factor, drawn_prior, more
 from .family import Family
 from .forms import Form, root, unbroadcast
 from .loglinear import LogLinear, loglinear
 from .sites import Argument, Layout, Params
-from .sources import WAY_OUT, Families, distinct, expected
+from .sources import WAY_OUT, Families, Source, distinct
 from .structure import Bind, Structure, base_of, run
 from .symbols import form_of, plain, provenance
 
 
-def mean_field(model: Any, data: Any, structure: Structure) -> MeanField:
+def mean_field(model: Any, data: Any, structure: Structure, fallback: bool = False) -> MeanField:
     """Derive the mean field of a model on its data.
+
+    Parameters
+    ----------
+    fallback : bool
+        Fit by gradient what is not conjugate.
 
     Raises
     ------
@@ -35,9 +44,26 @@ def mean_field(model: Any, data: Any, structure: Structure) -> MeanField:
         A latent or a site that is not conditionally conjugate, by name, with the reason and the way out.
     """
     _check(structure)
+    given = ByDraws()
+    while True:
+        try:
+            return _derive(model, data, structure, given)
+        except NotConjugate as error:
+            wider = more(given, error, structure) if fallback else None
+            if wider is None:
+                raise
+            given = wider
+
+
+def _derive(model: Any, data: Any, structure: Structure, given: ByDraws) -> MeanField:
     priors_of = {name: structure.trace.nodes[name] for name in structure.continuous}
     priors_of |= {name: param.prior for name, param in structure.params.items() if param.prior is not None}
-    families: dict[str, FactorFamily] = {name: _family_of(name, node) for name, node in priors_of.items()}
+    families: dict[str, FactorFamily] = {}
+    for name, node in priors_of.items():
+        if name in given.latents:
+            families[name] = drawn_factor(name, node, structure.params[name].value, given, len(families))
+        else:
+            families[name] = _family_of(name, node)
     families |= {name: Point() for name, param in structure.params.items() if param.prior is None}
     start = {name: param.value for name, param in structure.params.items()}
     start |= {name: plain(priors_of[name]["value"]) for name in structure.continuous}
@@ -59,10 +85,16 @@ def mean_field(model: Any, data: Any, structure: Structure) -> MeanField:
         while hasattr(fn, "reinterpreted_batch_ndims"):
             inner += fn.reinterpreted_batch_ndims
             fn = fn.base_dist
-        kind = observed_family(fn)
+        kind = None if name in given.sites else observed_family(fn)
         if kind is None:
             return None, None, inner
         if isinstance(kind, ExpectedNormal) and kind.location and is_bilinear(fn.loc):
+            if structure.latents:
+                raise NotConjugate(
+                    f"cavi: site '{name}' multiplies latents in its location beside the discrete latent "
+                    f"'{next(iter(structure.latents))}': no closed form is derived for both; {WAY_OUT}",
+                    site=name,
+                )
             loc, scale = _form(name, "loc", fn.loc), _form(name, "scale", fn.scale)
             value = structure.trace.nodes[name]["value"]
             bilinear[name] = bilinear_site(name, loc, scale, value, structure.data_dim - inner, families)
@@ -87,21 +119,24 @@ def mean_field(model: Any, data: Any, structure: Structure) -> MeanField:
 
     program = compile_program(model, data, structure, read=read)
     for name, reason in program.scored.items():
-        if name not in bilinear:
-            raise ModelError(f"cavi: site '{name}' has no conjugate form: {reason}; {WAY_OUT}")
-    if bilinear and structure.latents:
-        raise ModelError(
-            f"cavi: site '{next(iter(bilinear))}' multiplies latents in its location beside the discrete latent "
-            f"'{next(iter(structure.latents))}': no closed form is derived for both yet; {WAY_OUT}"
-        )
-    program = replace(program, scored={}, tables={})
+        if name not in bilinear and name not in given.sites:
+            raise NotConjugate(f"cavi: site '{name}' has no conjugate form: {reason}; {WAY_OUT}", site=name)
+    scored = {name: reason for name, reason in program.scored.items() if name in given.sites}
+    program = replace(program, scored=scored, tables={})
+    if scored:
+        program = at_draws(program, wanted, start)
     if program.patterns:
         name = next(iter(program.patterns))
         raise ModelError(
             f"cavi: site '{name}' has vectors with some cells missing, which couples them to the others: use a "
-            f"diagonal covariance, or {WAY_OUT}"
+            f'diagonal covariance, or inference="svi"'
         )
-    priors = {name: _prior(name, node, values, wanted) for name, node in priors_of.items()}
+    priors = {
+        name: drawn_prior(name, model, data, structure, wanted, start)
+        if name in given.sites
+        else _prior(name, node, values, wanted)
+        for name, node in priors_of.items()
+    }
     families = _joint(families, priors, wanted)
     families, bilinear = in_vectors(families, bilinear, start)
     field = MeanField(program, families, priors, wanted, bilinear)
@@ -115,9 +150,10 @@ def _family_of(name: str, node: Any) -> FactorFamily:
     fn = base_of(node["fn"])
     found = factor_family(fn)
     if found is None:
-        raise ModelError(
+        raise NotConjugate(
             f"cavi: latent '{name}' has a {type(fn).__name__} prior, which is conjugate to nothing here: use Normal, "
-            f"MultivariateNormal, Gamma, InverseGamma, Beta, Dirichlet or Wishart, or {WAY_OUT}"
+            f"MultivariateNormal, Gamma, InverseGamma, Beta, Dirichlet or Wishart, or {WAY_OUT}",
+            site=name,
         )
     return found
 
@@ -132,9 +168,10 @@ def _form(name: str, key: str, tensor: Tensor) -> Form:
         return root(latent, known.cells)
     found = form_of(tensor)
     if found is None:
-        raise ModelError(
+        raise NotConjugate(
             f"cavi: site '{name}' takes its {key} from {', '.join(map(repr, sorted(known.names)))} by "
-            f"'{known.operation or 'a normalisation'}', and no expectation of that is known: {WAY_OUT}"
+            f"'{known.operation or 'a normalisation'}', and no expectation of that is known: {WAY_OUT}",
+            site=name,
         )
     return found
 
@@ -191,7 +228,7 @@ def _add(
         size = torch.Size(wide).numel()
         index = inverse.unsqueeze(-1) * size + torch.arange(size, device=inverse.device)
         index = index.reshape((*inverse.shape, *wide))
-        value = flat(expected(source, moment, values, points))[0][index]
+        value = flat(Moment(name, key, source, moment).under(values, points))[0][index]
         label = f"{name}.{key}|{moment}"
         if source.names:
             wanted[label] = Moment(name, key, source, moment)
@@ -218,13 +255,17 @@ def _prior(name: str, node: Any, values: Params, wanted: dict[str, Moment]) -> P
 
 
 def _joint(
-    families: dict[str, FactorFamily], priors: dict[str, Prior], wanted: dict[str, Moment]
+    families: dict[str, FactorFamily], priors: dict[str, Prior | DrawnPrior], wanted: dict[str, Moment]
 ) -> dict[str, FactorFamily]:
     """Vectors of normal latents that meet in one multivariate normal site get one factor over the whole vector."""
     out = dict(families)
     for one in wanted.values():
-        for name in one.source.names if one.moment == "covariance" else ():
-            if isinstance(families[name], NormalFactor) and priors[name].batch[-1:] == one.source.event:
+        if one.moment != "covariance" or not isinstance(one.source, Source):
+            continue
+        for name in one.source.names:
+            prior = priors.get(name)
+            vectors = isinstance(prior, Prior) and prior.batch[-1:] == one.source.event
+            if isinstance(families[name], NormalFactor) and vectors:
                 out[name] = MultivariateNormalFactor()
     return out
 
@@ -241,6 +282,7 @@ def _check(structure: Structure) -> None:
 def _check_uses(field: MeanField) -> None:
     """In one site a latent may come in once: else its cells meet, and no factor of them alone is optimal."""
     arguments: dict[tuple[str, str], Any] = {(one.site, one.argument): one.source for one in field.wanted.values()}
+    arguments = {place: source for place, source in arguments.items() if not isinstance(source, Draws)}
     arguments |= {(name, "loc"): one for name, one in field.bilinear.items()}
     met: set[tuple[str, str]] = set()
     for (site, _), source in arguments.items():
@@ -248,8 +290,9 @@ def _check_uses(field: MeanField) -> None:
             if isinstance(field.families[name], Point):
                 continue
             if (site, name) in met or name == site:
-                raise ModelError(
+                raise NotConjugate(
                     f"cavi: latent '{name}' enters site '{site}' twice: its factor would not be "
-                    f"optimal alone; write the model with one use of it, or {WAY_OUT}"
+                    f"optimal alone; write the model with one use of it, or {WAY_OUT}",
+                    site=site,
                 )
             met.add((site, name))

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from .bilinear import Bilinear, Part
 from .errors import ModelError
-from .factors import FactorFamily, MultivariateNormalFactor, NormalFactor, Point
+from .factor_vectors import MultivariateNormalFactor
+from .factors import FactorFamily, NormalFactor, Point
 from .forms import Form, Leaf, unbroadcast
 from .gathered import Sparse, by_rows
 from .sites import Params

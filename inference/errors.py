@@ -11,6 +11,22 @@ class ModelError(ValueError):
     """A model that the asked inference cannot take: the message names the site, the reason and the way out."""
 
 
+class NotConjugate(ModelError):
+    """A model that is not conditionally conjugate.
+
+    Attributes
+    ----------
+    latent : str, optional
+        Whose factor has not the moment that is asked for.
+    site : str, optional
+        Whose expected density has no closed form.
+    """
+
+    def __init__(self, message: str, *, latent: str | None = None, site: str | None = None) -> None:
+        super().__init__(message)
+        self.latent, self.site = latent, site
+
+
 class OptionError(ValueError):
     """An option with a value that makes no sense: the message names the option, what was met and what was expected."""
 

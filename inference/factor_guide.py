@@ -92,7 +92,7 @@ class FactorGuide:
 
 def factor_guide(fit: Any, data: Any, structure: Structure) -> FactorGuide:
     """A fit's factors on (new) data."""
-    derived = mean_field(fit.pair.model, data, structure)
+    derived = mean_field(fit.pair.model, data, structure, fallback=True)
     shared = {
         name: fit.params[name] if isinstance(derived.families[name], Point) else fit.guide_parts[name]
         for name in structure.params

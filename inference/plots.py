@@ -7,7 +7,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from .errors import OptionError
+from .errors import ModelError, OptionError
 from .plots_bound import bound, decomposition
 from .plots_clusters import clusters
 from .plots_columns import UnfitKind
@@ -85,13 +85,20 @@ def plot(fit: Any, kind: str | None = None, data: Any = None) -> Figure:
     if kind is None:
         for name in BY_STRUCTURE:
             try:
-                return KINDS[name](fit, data)
+                return _drawn(name, fit, data)
             except UnfitKind:
                 continue
         return bound(fit, data)
     if kind not in KINDS:
         raise OptionError(f"kind: met {kind!r}, expected one of {', '.join(KINDS)}")
     try:
-        return KINDS[kind](fit, data)
+        return _drawn(kind, fit, data)
     except UnfitKind as error:
         raise OptionError(f"kind: met {kind!r}, but {error}") from None
+
+
+def _drawn(kind: str, fit: Any, data: Any) -> Figure:
+    try:
+        return KINDS[kind](fit, data)
+    except ModelError:
+        raise UnfitKind("its rows have continuous latents that nothing sums out: try topics, bound") from None

@@ -8,13 +8,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .errors import ModelError
+from .errors import NotConjugate
 from .factors import FactorFamily, Point
 from .forms import Form, Leaf, Term
 
 Means = Mapping[str, Tensor]  # latent -> mean parameters of its factor, (R, *B, T); of a param its values
 Families = Mapping[str, FactorFamily]
-WAY_OUT = 'use inference="svi"'
+WAY_OUT = 'use inference="svi", or fallback="svi" for that site alone'
 
 
 class Source(NamedTuple):
@@ -61,10 +61,11 @@ def expected(source: Source, moment: str, means: Means, families: Families) -> T
     return MOMENTS[moment](source, means, families)
 
 
-def _refuse(source: Source, leaf: Leaf, family: FactorFamily, wanted: str) -> ModelError:
-    return ModelError(
+def _refuse(source: Source, leaf: Leaf, family: FactorFamily, wanted: str) -> NotConjugate:
+    return NotConjugate(
         f"cavi: {source.where} needs {wanted} of '{leaf.name}', whose factor is {family.name}, and has none in its "
-        f"statistics: the pair is not conjugate; choose another prior for '{leaf.name}', or {WAY_OUT}"
+        f"statistics: the pair is not conjugate; choose another prior for '{leaf.name}', or {WAY_OUT}",
+        latent=leaf.name,
     )
 
 
@@ -87,7 +88,7 @@ def _product(source: Source, term: Term, power: float, means: Means, families: F
 def _single(source: Source) -> Term:
     term = source.form.monomial
     if term is None:
-        raise ModelError(
+        raise NotConjugate(
             f"cavi: {source.where} is a sum that depends on {_listed(source)}, where only a product is conjugate: "
             f"{WAY_OUT}"
         )
@@ -144,7 +145,7 @@ def _log1m(source: Source, means: Means, families: Families) -> Tensor:
 def _value(source: Source, means: Means, families: Families) -> Tensor:
     if all(isinstance(families[name], Point) for name in source.names):
         return _mean(source, means, families)
-    raise ModelError(
+    raise NotConjugate(
         f"cavi: {source.where} depends on {_listed(source)}, and no conjugate update follows from that argument: give "
         f"it a number, or {WAY_OUT}"
     )

@@ -15,6 +15,7 @@ import pyro
 import torch
 from pyro import poutine
 from pyro.distributions.torch_distribution import TorchDistributionMixin
+from pyro.poutine.enum_messenger import EnumMessenger
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions import constraints
@@ -120,6 +121,14 @@ class Bind(Messenger):
             msg["value"] = symbol(value, msg["name"])
 
 
+class Enumerate(EnumMessenger):
+    """`poutine.enum`, which looks only at the latents of rows: it may then run under `torch.vmap`."""
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        if not is_shared_latent(msg):
+            super()._pyro_post_sample(msg)
+
+
 class OneRow(Messenger):
     """Give the data plate a single row: distributions are not expanded over the rows, so their gradients cost nothing
     by the row.
@@ -198,7 +207,7 @@ def run(model: Any, data: Any, bind: Bind, nesting: int, enumerated: bool = True
     nodes: dict[str, Any] = {}
     bind.nodes = nodes
     try:
-        with bind, poutine.enum(first_available_dim=-1 - nesting) if enumerated else nullcontext():
+        with bind, Enumerate(first_available_dim=-1 - nesting) if enumerated else nullcontext():
             model(data)
         return Run(nodes)
     except (DataError, ModelError, OptionError) as error:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributions import transform_to
+from torch.distributions import identity_transform, transform_to
 
 from .climb import lbfgs
 from .conjugate import MeanField
@@ -39,8 +39,8 @@ class Sweeps:
 
     @property
     def params(self) -> list[str]:
-        """What is learned as a point."""
-        return [name for name, family in self.field.families.items() if isinstance(family, Point)]
+        """What is learned by gradient: params, as points, and factors without a closed form."""
+        return [name for name, family in self.field.families.items() if family.learned]
 
     @property
     def together(self) -> bool:
@@ -49,7 +49,7 @@ class Sweeps:
     def expect(self, means: Means) -> Expectations:
         """The latents of rows, given the factors: an E-step under expected natural parameters."""
         program = self.field.program
-        if not program.products and not program.latents:
+        if not (program.products or program.latents or program.scored):
             return Expectations(torch.zeros(1, dtype=torch.float64), {}, {})
         with torch.no_grad():
             return expectations(program, self.field.moments(means), self.weights, self.workers)
@@ -110,7 +110,7 @@ class Sweeps:
         means = dict(means)
         state: Params = {}
         for name, family in self.field.families.items():
-            if not isinstance(family, Point):
+            if not family.learned:
                 state[name] = self.field.update(name, means, stats)
                 self.check(name, state[name])
                 means[name] = family.mean(state[name])
@@ -119,15 +119,20 @@ class Sweeps:
         return {name: state[name] for name in self.field.families}
 
     def learn(self, means: Means, stats: Expectations) -> Params:
-        """An M-step of the params: L-BFGS up the expected log density, of one restart."""
+        """An M-step: L-BFGS up the expected log density, and the entropy of the factors, of one restart."""
         structure = self.field.program.structure
         names = self.params
-        transforms = {name: transform_to(structure.params[name].constraint) for name in names}
+        transforms = {
+            name: transform_to(structure.params[name].constraint)
+            if isinstance(self.field.families[name], Point)
+            else identity_transform
+            for name in names
+        }
         sites = frozenset().union(*(self.field.touching(name) for name in names))
 
         def objective(free: dict[str, Tensor]) -> Tensor:
             now = {**means, **{name: transforms[name](value) for name, value in free.items()}}
-            return self.field.log_prob(now, stats, sites).sum()
+            return (self.field.log_prob(now, stats, sites) - self.field.negentropy(now)).sum()
 
         free = {name: transforms[name].inv(means[name]).detach().clone() for name in names}
         with torch.enable_grad():

@@ -14,6 +14,7 @@ from scipy.stats import multivariate_normal
 from torch import Tensor
 
 from latentzoo import Pair, cavi, zoo
+from latentzoo.inference.data import DataError
 from latentzoo.inference.derivation import mean_field
 from latentzoo.inference.errors import ModelError
 from latentzoo.inference.structure import engine_state, read
@@ -226,6 +227,24 @@ def gamma_slope(x: Tensor) -> None:
     slope, size = pyro.sample("slope", dist.Gamma(1.0, 1.0)), pyro.sample("size", dist.Normal(0.0, 1.0))
     with pyro.plate("data", len(x)):
         pyro.sample("x", dist.Normal(slope * size, 1.0), obs=x)
+
+
+@pytest.mark.parametrize("layout", ["wide", "long"])
+def test_a_user_without_ratings_is_named(layout):
+    table = np.random.default_rng(0).normal(3, 1, (6, 4))
+    table[2] = np.nan
+    if layout == "long":
+        table = pd.DataFrame([(f"u{i}", f"i{j}", table[i, j]) for i in range(6) for j in range(4)])
+        table.columns = ["user", "item", "rating"]
+    with pytest.raises(DataError, match=r"row 2 .* has no value at all, .* 'tastes'"):
+        zoo.fit("probabilistic_matrix_factorization", table, layout=layout)
+
+
+def test_items_may_have_names():
+    table = pd.DataFrame({"user": list("uuvvw"), "item": list("ababb"), "rating": [1.0, 2.0, 3.0, 4.0, 2.0]})
+    named = zoo.fit("probabilistic_matrix_factorization", table, num_factors=1, seed=1)
+    coded = zoo.fit("probabilistic_matrix_factorization", table.assign(item=[0, 1, 0, 1, 1]), num_factors=1, seed=1)
+    assert named.history[-1] == pytest.approx(float(coded.history[-1]))
 
 
 @pytest.mark.parametrize(

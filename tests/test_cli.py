@@ -287,7 +287,7 @@ def files(tmp_path: Path) -> None:
         ("fti gaussian_mixture iris", "invalid choice: 'fti'"),
         ("list --models", "unrecognized arguments: --models"),
         ("list --family trees", "family: met 'trees', expected one of comparisons, "),
-        ("list --inference auto", "inference: met 'auto', expected one of em, svi"),
+        ("list --inference auto", "inference: met 'auto', expected one of em, cavi, svi"),
         ("list --inference magic", "inference: met 'magic'"),
         ("show gaussian", "did you mean 'gaussian_mixture'"),
         ("fit gaussian_mixture", "DATA (see latentzoo fit --help)"),
@@ -308,6 +308,11 @@ def files(tmp_path: Path) -> None:
         (f"fit gaussian_mixture iris --seed {2**64}", f"seed: met {2**64}, expected a whole number from 0"),
         ("fit gaussian_mixture iris --seed 1.5", "invalid int value: '1.5'"),
         ("fit gaussian_mixture iris --num-steps 5", "--num-steps is no option of em: leave it out, or give --inf"),
+        (
+            "fit gaussian_mixture iris --fallback svi",
+            "--fallback is no option of em: leave it out, or give --inference ca",
+        ),
+        ("fit bayesian_gaussian_mixture iris --fallback em", "fallback: met 'em', expected"),
         ("fit gaussian_mixture iris --resume", "--resume is no option of em"),
         ("fit gaussian_mixture iris --inference svi --max-iters 5", "--max-iters is no option of svi"),
         ("fit gaussian_mixture iris --inference svi --resume", "resume: met True without a folder"),
@@ -449,12 +454,11 @@ def test_help_examples_run(run: Run) -> None:
 
 def test_help_names_every_option_of_the_models(run: Run) -> None:
     for command in ("fit", "compare"):
-        words = run(f"{command} --help").out
+        words = " ".join(run(f"{command} --help").out.split())
         for name in zoo.list_models():
             for option, default in zoo.card(name).hyperparameters.items():
-                assert re.search(
-                    rf"--{option.replace('_', '-')} VALUES?\s(?:[^-]|-\d)*{name} \({shown(default)}\)", words
-                )
+                flag = option.replace("_", "-")
+                assert re.search(rf"--{flag} VALUES? (?:[^-]|-\d)*{name} \({re.escape(shown(default))}\)", words)
 
 
 @pytest.mark.parametrize(

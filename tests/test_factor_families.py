@@ -5,16 +5,9 @@ import pytest
 import torch
 from scipy import stats
 
-from latentzoo.inference.factors import (
-    BetaFactor,
-    DirichletFactor,
-    GammaFactor,
-    InverseGammaFactor,
-    MultivariateNormalFactor,
-    NormalFactor,
-    WishartFactor,
-    factor_family,
-)
+from latentzoo.inference.factor_families import factor_family
+from latentzoo.inference.factor_vectors import MultivariateNormalFactor, WishartFactor
+from latentzoo.inference.factors import BetaFactor, DirichletFactor, GammaFactor, InverseGammaFactor, NormalFactor
 
 
 def definite(*shape, size=3):

@@ -113,7 +113,7 @@ def test_a_kind_that_does_not_fit_names_what_was_met_and_those_that_do() -> None
 
 def test_an_unknown_kind_names_the_choices(generator) -> None:
     fit = zoo.fit("gaussian_mixture", own(generator, 0, 9), num_components=2)
-    with pytest.raises(OptionError, match="kind: met 'pie', expected one of bound, clusters, params, curves,"):
+    with pytest.raises(OptionError, match="kind: met 'pie', expected one of bound, biplot, loadings, scree, clusters,"):
         fit.plot("pie")
 
 

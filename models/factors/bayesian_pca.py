@@ -30,7 +30,7 @@ VAGUE = 1e-3  # shape and rate of the Gamma priors (Bishop 1999)
     example="iris",
     examples=({"num_factors": 3},),
 )
-def bayesian_pca(num_factors: int) -> Pair:
+def bayesian_pca(num_factors: int = 2) -> Pair:
     r"""Variational principal component analysis (Bishop 1999).
 
     .. math::

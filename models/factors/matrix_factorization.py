@@ -33,7 +33,7 @@ LAYOUTS = ("long", "wide")
     example="iris",
     examples=({"num_factors": 2, "layout": "wide"},),
 )
-def probabilistic_matrix_factorization(num_factors: int, layout: str = "long") -> Pair:
+def probabilistic_matrix_factorization(num_factors: int = 2, layout: str = "long") -> Pair:
     r"""Probabilistic matrix factorization, with biases and a factor for every latent (Lim and Teh 2007).
 
     .. math::

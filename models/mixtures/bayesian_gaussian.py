@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...inference.columns import location_and_variance
 from ...inference.errors import OptionError
-from ...inference.factors import Wishart
+from ...inference.factor_vectors import Wishart
 from ...inference.pair import Pair
 from ...inference.starts import kmeans_plusplus
 from ..registry import register
