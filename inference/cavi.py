@@ -136,6 +136,7 @@ def cavi(
                 start=start,
                 m_steps=m_steps,
                 batch_size=batch_size,
+                fallback=fallback,
                 progress=progress,
             )
         share = row_weights(weights, num_rows(dataset.values), home)

@@ -14,7 +14,7 @@ from .bags import DENSE_BYTES, bags_of_sparse
 from .checks import check_seed
 from .data import DataError
 from .errors import OptionError
-from .factors import factor_family
+from .factor_families import factor_family
 from .graphs import every_pair
 from .probes import Probe
 from .sites import Params

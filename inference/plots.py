@@ -24,7 +24,6 @@ from .plots_weights import weights
 KINDS: dict[str, Callable[..., Figure]] = {
     "bound": bound,
     "biplot": biplot,
-    "blocks": blocks,
     "loadings": loadings,
     "scree": scree,
     "clusters": clusters,
@@ -39,6 +38,7 @@ KINDS: dict[str, Callable[..., Figure]] = {
     "regressions": regressions,
     "decomposition": decomposition,
     "weights": weights,
+    "blocks": blocks,
 }
 """Name of each kind -> the function of a fit, and data where it takes other than the fit's, that draws it."""
 
@@ -101,4 +101,6 @@ def _drawn(kind: str, fit: Any, data: Any) -> Figure:
     try:
         return KINDS[kind](fit, data)
     except ModelError:
+        if fit.pair.graph is not None:
+            raise UnfitKind("the nodes of a graph meet in pairs: try blocks, bound") from None
         raise UnfitKind("its rows have continuous latents that nothing sums out: try topics, bound") from None

@@ -40,12 +40,13 @@ def fit_relation(
     start: Params | None,
     m_steps: int,
     batch_size: int | None,
+    fallback: str | None,
     progress: bool | None,
 ) -> Fit:
     """Fit, from each start in turn. Call inside `engine_state`."""
-    for name, value in (("weights", weights), ("batch_size", batch_size)):
+    for name, value in (("weights", weights), ("batch_size", batch_size), ("fallback", fallback)):
         if value is not None:
-            raise OptionError(f"{name}: not taken by models of graphs, whose nodes cannot be parted: leave it out")
+            raise OptionError(f"{name}: not taken by models of graphs, whose nodes meet in pairs: leave it out")
     assert pair.graph is not None
     relation = read_relation(pair.model, dataset.values, pair.graph, dataset.schema)
     steps = Relating(relation, m_steps)

@@ -18,13 +18,14 @@ from .checks import _expected, _fits
 from .conjugate import MeanField, Moment
 from .data import DataError, Schema
 from .derivation import _add, _check_uses, _family_of, _form, _prior
-from .errors import ModelError
+from .errors import ModelError, NotConjugate
 from .expected import Expected, ExpectedPoisson, observed_family
 from .factors import FactorFamily, Point
 from .forms import Form
 from .probes import NESTING, SAME, WAY_OUT, Probe, expanded, exposure_of, mapped, parts_of, picked, same
 from .program import Program
 from .sites import Argument, Params
+from .sources import WAY_OUT as OTHER_WAY_OUT
 from .structure import Bind, Latent, Structure, base_of, double, run, sample_sites
 from .ties import Edges, Ties, edges_of, exposures
 
@@ -50,6 +51,7 @@ class Tables(NamedTuple):
     structure: Structure
     latents: dict[str, Table]
     products: dict[str, Table]
+    scored: dict[str, str]  # none
 
 
 @dataclass(frozen=True)
@@ -116,6 +118,14 @@ def read_relation(model: Any, values: Any, kind: str, schema: Schema, given: Par
     DataError
         Edges that its distribution cannot take.
     """
+    try:
+        return _read(model, values, kind, schema, given)
+    except NotConjugate as error:
+        words = str(error).replace(OTHER_WAY_OUT, "choose another, for no other inference takes a graph")
+        raise ModelError(words) from None
+
+
+def _read(model: Any, values: Any, kind: str, schema: Schema, given: Params | None) -> Relation:
     edges = edges_of(values, kind == "directed")
     probe = _first(model, edges, kind == "directed", given or {})
     here = torch.tensor([0]), torch.tensor([1])
@@ -124,13 +134,13 @@ def read_relation(model: Any, values: Any, kind: str, schema: Schema, given: Par
     priors_of = {name: param.prior for name, param in structure.params.items() if param.prior is not None}
     families: dict[str, FactorFamily] = {name: _family_of(name, node) for name, node in priors_of.items()}
     families |= {name: Point() for name, param in structure.params.items() if param.prior is None}
-    start = {name: param.value.unsqueeze(0) for name, param in structure.params.items()}
+    start = {name: double(param.value).unsqueeze(0) for name, param in structure.params.items()}
     wanted: dict[str, Moment] = {}
     moves: dict[str, list[Tensor]] = {}
     latents = {probe.latent: _of_nodes(nodes[probe.latent], probe, wanted, start, moves)}
     products = {probe.site: _of_pairs(probe, wanted, start, moves)}
     priors = {name: _prior(name, node, start, wanted) for name, node in priors_of.items()}
-    tables = cast(Program, Tables(structure, latents, products))
+    tables = cast(Program, Tables(structure, latents, products, {}))
     field = MeanField(tables, families, priors, wanted, {})
     _check_uses(field)
     field.moments(field.starts(start))  # each must exist
@@ -213,14 +223,14 @@ def _of_nodes(node: Any, probe: Probe, wanted: dict[str, Moment], start: Params,
 def _of_pairs(probe: Probe, wanted: dict[str, Moment], start: Params, moves: Any) -> Table:
     """The arguments of the site of pairs by both labels, (K, K), checked to depend on these alone."""
     args: dict[str, Argument] = {}
-    found = [_read(probe, *where) for where in probe.covering()]
+    found = [_arguments(probe, *where) for where in probe.covering()]
     kind = found[0][0]
     first, second, labels = probe.covering()[0]
     for key in kind.raw(probe.fn(first[:1], second[:1], labels, symbols=True)):
         forms = [one[1][key] for one in found]
         form = mapped(lambda *parts: probe.tabulated(list(parts)), forms)
         other = (probe.size - 1 - labels).clamp_min(0)  # other nodes bear each label now
-        for at, own in ((labels, forms[0]), (other, _read(probe, first, second, other)[1][key])):
+        for at, own in ((labels, forms[0]), (other, _arguments(probe, first, second, other)[1][key])):
             if not same(picked(form, at[first], at[second]), own):
                 raise ModelError(
                     f"cavi: site '{probe.site}' takes its {key} from more than the labels of both nodes: {WAY_OUT}"
@@ -235,7 +245,7 @@ def _of_pairs(probe: Probe, wanted: dict[str, Moment], start: Params, moves: Any
     return Table(kind, args)
 
 
-def _read(probe: Probe, first: Tensor, second: Tensor, labels: Tensor) -> tuple[Expected, dict[str, Form]]:
+def _arguments(probe: Probe, first: Tensor, second: Tensor, labels: Tensor) -> tuple[Expected, dict[str, Form]]:
     """Arguments at some pairs, the exposure of a pair taken out."""
     fn = probe.fn(first, second, labels, symbols=True)
     kind = _kind(probe.site, fn)
