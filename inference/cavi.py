@@ -137,6 +137,7 @@ def cavi(
                 m_steps=m_steps,
                 batch_size=batch_size,
                 fallback=fallback,
+                device=home,
                 progress=progress,
             )
         share = row_weights(weights, num_rows(dataset.values), home)

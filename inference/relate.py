@@ -41,12 +41,15 @@ def fit_relation(
     m_steps: int,
     batch_size: int | None,
     fallback: str | None,
+    device: torch.device,
     progress: bool | None,
 ) -> Fit:
     """Fit, from each start in turn. Call inside `engine_state`."""
     for name, value in (("weights", weights), ("batch_size", batch_size), ("fallback", fallback)):
         if value is not None:
             raise OptionError(f"{name}: not taken by models of graphs, whose nodes meet in pairs: leave it out")
+    if device.type != "cpu":
+        raise OptionError(f"device: met '{device}', expected 'cpu', where models of graphs are fitted: leave it out")
     assert pair.graph is not None
     relation = read_relation(pair.model, dataset.values, pair.graph, dataset.schema)
     steps = Relating(relation, m_steps)

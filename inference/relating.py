@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -151,6 +152,7 @@ def _one_hot(labels: np.ndarray, size: int) -> Tensor:
 def _spectral(graph: Any, size: int, generator: torch.Generator) -> Iterator[np.ndarray]:
     """k-means on leading eigenvectors: of the graph, and of the graph over its degrees, rows at unit length or not."""
     from sklearn.cluster import KMeans
+    from sklearn.exceptions import ConvergenceWarning
 
     nodes = graph.shape[0]
     if size == 1 or nodes <= size:
@@ -166,7 +168,9 @@ def _spectral(graph: Any, size: int, generator: torch.Generator) -> Iterator[np.
             if unit:
                 rows = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
             seed = int(torch.randint(2**31 - 1, (), generator=generator))
-            yield KMeans(size, n_init=5, random_state=seed).fit_predict(rows)
+            with warnings.catch_warnings():  # of a graph as regular as a clique all rows are one
+                warnings.simplefilter("ignore", ConvergenceWarning)
+                yield KMeans(size, n_init=5, random_state=seed).fit_predict(rows)
 
 
 def _leading(matrix: Any, size: int) -> tuple[np.ndarray, np.ndarray]:
@@ -175,9 +179,14 @@ def _leading(matrix: Any, size: int) -> tuple[np.ndarray, np.ndarray]:
     if nodes <= 400:
         values, vectors = np.linalg.eigh(matrix.toarray())
     else:
-        from scipy.sparse.linalg import eigsh
+        from scipy.sparse.linalg import ArpackNoConvergence, eigsh
 
-        values, vectors = eigsh(matrix, k=min(size, nodes - 2), which="LM", v0=np.ones(nodes))
+        try:
+            values, vectors = eigsh(matrix, k=min(size, nodes - 2), which="LM", v0=np.ones(nodes))
+        except ArpackNoConvergence as partly:
+            values, vectors = partly.eigenvalues, partly.eigenvectors
+        if not len(values):
+            return np.ones(1), np.ones((nodes, 1))
     order = np.argsort(-np.abs(values))[:size]
     return values[order], vectors[:, order]
 

@@ -15,7 +15,7 @@ from pyro.distributions import constraints
 from torch import Tensor
 
 from .checks import _expected, _fits
-from .conjugate import MeanField, Moment
+from .conjugate import DrawnPrior, MeanField, Moment, Prior
 from .data import DataError, Schema
 from .derivation import _add, _check_uses, _family_of, _form, _prior
 from .errors import ModelError, NotConjugate
@@ -139,7 +139,7 @@ def _read(model: Any, values: Any, kind: str, schema: Schema, given: Params | No
     moves: dict[str, list[Tensor]] = {}
     latents = {probe.latent: _of_nodes(nodes[probe.latent], probe, wanted, start, moves)}
     products = {probe.site: _of_pairs(probe, wanted, start, moves)}
-    priors = {name: _prior(name, node, start, wanted) for name, node in priors_of.items()}
+    priors: dict[str, Prior | DrawnPrior] = {n: _prior(n, node, start, wanted) for n, node in priors_of.items()}
     tables = cast(Program, Tables(structure, latents, products, {}))
     field = MeanField(tables, families, priors, wanted, {})
     _check_uses(field)

@@ -119,18 +119,20 @@ def exposures(rates: Rates, edges: Edges) -> tuple[Tensor, Tensor]:
     c, d = to_b.clone(), from_a / whole  # where d_b is 1
     d[b] = 1.0
     from_b, to_a = at(torch.full_like(nodes, b), nodes), at(nodes, torch.full_like(nodes, a))
-    known = d.clone()
-    known[[a, b]] = 0.0
-    t = int(known.argmax())
-    if float(known[t]) > 0:
+    away = torch.ones(size, dtype=torch.float64)
+    away[[a, b]] = 0.0
+    s, t = int((c * away).argmax()), int((d * away).argmax())  # what other nodes say of c_b and d_a, if there are any
+    c_known, d_known = float(d[t] * away[t]) > 0, float(c[s] * away[s]) > 0
+    if c_known:
         c[b] = from_b[t] / d[t]
-        s = int(c.argmax()) if int(c.argmax()) != a else b
-        others = c.clone()
-        others[a] = 0.0
-        s = int(others.argmax())
-        d[a] = to_a[s] / c[s] if float(others[s]) > 0 else 0.0
+    if d_known:
+        d[a] = to_a[s] / c[s]
+    elif c_known and float(c[b]) > 0:
+        d[a] = from_b[a] / c[b]
     else:
-        c[b], d[a] = from_b[a], 1.0
+        d[a] = 1.0
+    if not c_known:
+        c[b] = from_b[a] / d[a] if float(d[a]) > 0 else 0.0
     return c, d
 
 

@@ -21,6 +21,7 @@ from latentzoo.inference.data import DataError, adapt
 from latentzoo.inference.errors import ModelError, OptionError
 from latentzoo.inference.graphs import Graph, view
 from latentzoo.inference.new_graphs import block_table
+from latentzoo.inference.relate import fit_relation
 from latentzoo.inference.relations import read_relation
 from latentzoo.inference.structure import engine_state
 
@@ -299,6 +300,28 @@ def test_the_bound_tells_how_many_blocks_there_are():
     assert max(bounds, key=lambda k: bounds[k] + gammaln(k + 1)) == 3
 
 
+@pytest.mark.parametrize("directed", [False, True])
+def test_exposures_are_found_from_few_pairs_whatever_nodes_are_never_tied(directed):
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        size = int(rng.integers(2, 6))
+        c = torch.from_numpy(rng.random(size) * (rng.random(size) < 0.6))
+        d = torch.from_numpy(rng.random(size) * (rng.random(size) < 0.6)) if directed else c
+        whole = torch.outer(c, d).fill_diagonal_(0)
+        tied = (whole if directed else whole.triu()).nonzero().T
+        if len(tied[0]):
+            value = torch.ones(len(tied[0]))
+            edges = ties.Edges(tied[0], tied[1], value, (tied[0][:0], tied[1][:0]), c, d, directed)
+            found = torch.outer(*ties.exposures(lambda i, j, all_=whole: all_[i, j], edges))
+            torch.testing.assert_close(found.fill_diagonal_(0), whole)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_graphs_in_which_all_nodes_are_alike_have_one_block(name):
+    fit = zoo.fit(name, 1 - np.eye(12), num_blocks=3, tol=1e-4)
+    assert len(fit.clusters().unique()) == 1
+
+
 # --- verbs ------------------------------------------------------------------------------------------------------------
 
 
@@ -514,6 +537,10 @@ def test_options_that_part_the_nodes_are_refused():
         zoo.create("degree_corrected_block_model", rate=-1)
     with pytest.raises(TypeError, match="graph must be one of"):
         Pair(rates_as_params, graph="bipartite")
+    with pytest.raises(OptionError, match="device: met 'meta', expected 'cpu'"):
+        given = dict.fromkeys(("weights", "start", "batch_size", "fallback", "progress"))
+        pair, device = zoo.create("stochastic_block_model"), torch.device("meta")
+        fit_relation(pair, None, max_iters=1, tol=0, restarts=1, seed=0, m_steps=1, device=device, **given)
     for start, words in (({"z": [1, 0]}, "has shape"), ({"z": [7] * 34}, "labels outside 0 to 1"), ({"q": 1}, "'q'")):
         with pytest.raises((DataError, ModelError), match=words):
             zoo.fit("stochastic_block_model", "karate_club", start=start)
