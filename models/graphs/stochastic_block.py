@@ -50,6 +50,9 @@ def stochastic_block_model(
     ``edges`` (P,)              observed, 0 or 1: the pairs i < j, or with ``directed`` all i, j that differ
     ==========================  =============================================================================
 
+    The mean field is over the nodes too, for their blocks meet in pairs. The bound it ends at, ``fit.history[-1]``,
+    compares numbers of blocks (the criterion ILvb of Latouche et al.).
+
     ``concentration`` is :math:`\alpha`, ``edge_prior`` and ``no_edge_prior`` are a and b.
 
     Where degrees differ much within what one would call a group, this model parts the nodes by their degrees instead:
