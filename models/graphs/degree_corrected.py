@@ -52,9 +52,9 @@ def degree_corrected_block_model(
     The degrees :math:`d` are those observed, given and not modelled: with all :math:`\omega = 1` edges fall by chance
     among the nodes as their degrees have it, and :math:`\omega_{kl}` says how many times as many there are between two
     blocks. That keeps the model conjugate, and is no restriction where :math:`\omega` is free: the rates of Karrer and
-    Newman at their maximum, :math:`d_i d_j m_{kl} / (\kappa_k \kappa_l)` with :math:`m_{kl}` the edges between two blocks
-    and :math:`\kappa_k` the sum of degrees in one, are of this form. With ``directed`` :math:`d_i d_j` is the degree out
-    of i times that into j (Zhu, Yan and Moore 2014).
+    Newman at their maximum, :math:`d_i d_j m_{kl} / (\kappa_k \kappa_l)` with :math:`m_{kl}` the edges between two
+    blocks and :math:`\kappa_k` the sum of degrees in one, are of this form. With ``directed`` :math:`d_i d_j` is the
+    degree out of i times that into j (Zhu, Yan and Moore 2014).
 
     The mean field is over the nodes too, for their blocks meet in pairs. The bound it ends at, ``fit.history[-1]``,
     compares numbers of blocks.
