@@ -7,7 +7,6 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from .data import Dataset
@@ -163,6 +162,8 @@ def _matched(steps: Relating, tables: Any, q: Tensor) -> tuple[float, Tensor]:
 
 def _aligned(relation: Relation, one: Outcome, best: Outcome) -> Outcome:
     """An outcome by the means of its factors, its labels as near those of the best as can be."""
+    from scipy.optimize import linear_sum_assignment
+
     field, name = relation.field, relation.latent
     shared = {n: v for n, v in one.params.items() if n != name}
     params = {

@@ -16,6 +16,7 @@ from scipy.special import betaln, digamma, gammaln, xlogy
 from sklearn.metrics import adjusted_rand_score
 
 from latentzoo import Pair, zoo
+from latentzoo.__main__ import main
 from latentzoo.inference import graphs, related, ties
 from latentzoo.inference.data import DataError, adapt
 from latentzoo.inference.errors import ModelError, OptionError
@@ -399,6 +400,19 @@ def test_factors_have_names_and_a_loaded_fit_says_the_same(tmp_path):
         fit.generate(5, given={"q": 1})
     with pytest.raises(DataError, match="no latent named 'theta'"):
         fit.posterior("theta")
+
+
+def test_the_command_line_fits_a_list_of_edges_and_writes_every_node_by_name(tmp_path, capsys):
+    (tmp_path / "ties.csv").write_text("from,to\nann,bob\nbob,cid\ncid,ann\ndan,eve\neve,fay\nfay,dan\nann,dan\n")
+    run = str(tmp_path / "run")
+    assert main(["fit", "stochastic_block_model", str(tmp_path / "ties.csv"), "--restarts", "1", "--out", run]) == 0
+    assert "on 6 nodes, by cavi" in capsys.readouterr().out
+    table = pd.read_csv(tmp_path / "run" / "latents.csv")
+    assert table["row"].tolist() == ["ann", "bob", "cid", "dan", "eve", "fay"]
+    assert table["z"].nunique() == 2
+    assert (tmp_path / "run" / "picture.png").stat().st_size > 10_000
+    assert main(["generate", run, "--num", "6"]) == 0
+    assert capsys.readouterr().out.startswith("from,to\n")
 
 
 @pytest.mark.parametrize("directed", [False, True])
