@@ -2,6 +2,7 @@
 
 PYTHON ?= python3.11
 VENV ?= .venv
+WORKERS ?= 2
 PYTEST_ARGS ?=
 export MPLBACKEND ?= Agg
 
@@ -18,13 +19,13 @@ help: ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | while IFS="$$(printf '\t')" read -r name what; do \
 	  printf '%-12s %s\n' "$$name" "$$what"; done
 	@echo
-	@echo "make test PYTEST_ARGS='-k em -x' hands options to pytest; make PYTHON=/path/to/python3.11 names the interpreter."
+	@echo "make test WORKERS=4 PYTEST_ARGS='-k em -x': processes, and options for pytest; make PYTHON=/path/to/python3.11 names the interpreter."
 
 demo: $(INSTALLED) ## fit, compare and draw a first model; figures go to runs/demo
 	$(VENV)/bin/python -m latentzoo demo --out runs/demo
 
 test: $(INSTALLED) ## run the tests, the slow ones left out
-	$(VENV)/bin/pytest $(PYTEST_ARGS)
+	$(VENV)/bin/pytest -n $(WORKERS) --dist worksteal $(PYTEST_ARGS)
 
 test-slow: $(INSTALLED) ## run the slow tests only
 	$(VENV)/bin/pytest -m slow $(PYTEST_ARGS)

@@ -27,6 +27,7 @@ COST_OF_SVI = "SVI took 10 times as long to the same maximum on iris"  # measure
 REASONS = {
     "em": f"auto: every latent of a row can be summed out, so EM is exact; {COST_OF_SVI}",
     "cavi": "auto: the latents that rows share have conjugate priors, so coordinate ascent follows from the model",
+    "graph": "auto: the latents of nodes meet in pairs, and a mean field over nodes follows from the model",
     "svi": "auto: the model has no closed form, so its bound is climbed by gradient",
 }
 
@@ -36,7 +37,7 @@ def take_in(pair: Pair, data: Any, device: Any, sparse: bool = False) -> tuple[P
 
     With `sparse` a sparse matrix stays one.
     """
-    dataset = in_double(adapt(data, by=pair.by))
+    dataset = in_double(adapt(data, by=pair.by, graph=pair.graph))
     if not sparse:
         dataset = replace(dataset, values=densified(dataset.values))
     if device is not None:
@@ -58,6 +59,8 @@ def pick(pair: Pair, data: Any = None, fits: Sequence[str] = ()) -> tuple[str, s
         return "svi", "auto: the pair brings a guide of its own"
     if fits:
         return fits[0], REASONS[fits[0]]
+    if pair.graph is not None:
+        return "cavi", REASONS["graph"]
     if data is not None:
         bound, dataset, home = take_in(pair, data, None, sparse=True)
         with engine_state(0, home):

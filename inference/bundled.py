@@ -31,6 +31,7 @@ BUNDLED: dict[str, str] = {
     "cars": "32 cars of 1973-74: consumption, weight, engine, gears (Henderson & Velleman 1981)",
     "girls": "305 girls, 8 measurements: rows made to have the correlations of Harman (1976, table 2.3)",
     "docstrings": "functions of scipy by the words of their docstrings (of the version installed)",
+    "karate_club": "34 members of a karate club, who is friends with whom: a graph of 78 edges (Zachary 1977)",
     "galaxies": "82 velocities in 1000 km/s, Corona Borealis region (Postman et al. 1986; Roeder 1990)",
 }
 """Name of each bundled data set -> what it holds, in a line."""
@@ -153,6 +154,45 @@ _GALAXIES = """
 32789 34279
 """
 
+# Zachary (1977), Journal of Anthropological Research 33, 452-473, figure 2, with the 78 edges that are in use (of the
+# two cells of 23 and 34 one is 0 in print): a line for each member 1 to 34, the later members it is tied to.
+_KARATE_CLUB = """
+2 3 4 5 6 7 8 9 11 12 13 14 18 20 22 32
+3 4 8 14 18 20 22 31
+4 8 9 10 14 28 29 33
+8 13 14
+7 11
+7 11 17
+17
+-
+31 33 34
+34
+-
+-
+-
+34
+33 34
+33 34
+-
+-
+33 34
+34
+33 34
+-
+33 34
+26 28 30 33 34
+26 28 32
+32
+30 34
+34
+32 34
+33 34
+33 34
+33 34
+34
+-
+"""
+
 
 def load_bundled(name: str) -> Any:
     """A bundled data set as a table.
@@ -198,6 +238,8 @@ def load_bundled(name: str) -> Any:
         return _frame({"velocity": [int(number) / 1000 for number in _GALAXIES.split()]})
     if name == "docstrings":
         return _docstrings()
+    if name == "karate_club":
+        return _karate_club()
     from sklearn import datasets
 
     if name == "digit_lines":
@@ -275,6 +317,20 @@ def _games() -> Any:
     first, second, result = zip(*rows, strict=True)
     columns = {"first": (first, _TEAMS), "second": (second, _TEAMS), "result": (result, ("loss", "win"))}
     return _frame({name: pd.Categorical(values, categories) for name, (values, categories) in columns.items()})
+
+
+def _karate_club() -> Any:
+    """The adjacency matrix, rows and columns named by the members' numbers."""
+    import numpy as np
+    import pandas as pd
+
+    lines = _KARATE_CLUB.strip().splitlines()
+    table = np.zeros((len(lines), len(lines)), dtype=int)
+    for i, line in enumerate(lines):
+        for j in map(int, line.replace("-", "").split()):
+            table[i, j - 1] = table[j - 1, i] = 1
+    members = [str(number) for number in range(1, len(lines) + 1)]
+    return pd.DataFrame(table, index=members, columns=members)
 
 
 def _cars() -> Any:

@@ -26,6 +26,7 @@ from .labels import label_cells
 from .loop import Stop
 from .modes import Outcome, map_modes, rank
 from .pair import Pair
+from .relate import fit_relation
 from .runner import Runner
 from .schedule import Schedule
 from .sites import Params
@@ -123,6 +124,22 @@ def cavi(
         check_counts(batch_size=(batch_size, 1))
     pair, dataset, home = take_in(pair, data, device, sparse=True)
     with engine_state(seed, home):
+        if pair.graph is not None:
+            return fit_relation(
+                pair,
+                dataset,
+                max_iters=max_iters,
+                tol=tol,
+                restarts=restarts,
+                seed=seed,
+                weights=weights,
+                start=start,
+                m_steps=m_steps,
+                batch_size=batch_size,
+                fallback=fallback,
+                device=home,
+                progress=progress,
+            )
         share = row_weights(weights, num_rows(dataset.values), home)
         structure = read(pair.model, sample_of(dataset.values))
         allocation = read_allocation(pair.model, dataset.values, structure, dataset.schema)

@@ -30,6 +30,8 @@ from .arrays import (
     to_tensor,
 )
 from .bags import Bags, bag_of_words, bags_of, bags_of_sparse, is_sparse, is_texts
+from .graph_forms import decode_graph
+from .graphs import adapt_graph
 from .long import padded, split, unpadded
 from .tables import BOOLEAN, encode_column, read
 
@@ -64,6 +66,8 @@ class Schema:
         Columns of a table that came as whole numbers.
     by : str, optional
         Of a long table: the column whose values say which rows belong together. It is not among `columns`.
+    graph : {"undirected", "directed"}, optional
+        Of a graph, whose nodes are the rows: `columns` are their names as text, ``labels["node"]`` as they came.
     """
 
     columns: tuple[str, ...] | None
@@ -72,6 +76,7 @@ class Schema:
     width: int | None
     integers: tuple[str, ...] = ()
     by: str | None = None
+    graph: str | None = None
 
     def decode(self, values: Any, names: Any = None) -> Any:
         """Values (N,) or (N, D) as the user brought them: a tensor, an array, a pandas Series (N,) or DataFrame (N, D).
@@ -87,6 +92,8 @@ class Schema:
         """
         if self.by is not None:
             return self._decode_long(values, names)
+        if self.graph is not None:
+            return decode_graph(values, self)
         if self.container in ("tensor", "structure"):
             return values
         if self.container == "sparse":
@@ -138,7 +145,7 @@ class Schema:
         columns = None if state["columns"] is None else tuple(state["columns"])
         labels = {name: tuple(labels) for name, labels in state["labels"].items()}
         integers = tuple(state["integers"])
-        return cls(columns, labels, state["container"], state["width"], integers, state.get("by"))
+        return cls(columns, labels, state["container"], state["width"], integers, state.get("by"), state.get("graph"))
 
 
 @dataclass(frozen=True)
@@ -153,7 +160,7 @@ class Dataset:
     names: Any = field(default=None, compare=False)
 
 
-def adapt(data: Any, schema: Schema | None = None, by: str | None = None) -> Dataset:
+def adapt(data: Any, schema: Schema | None = None, by: str | None = None, graph: str | None = None) -> Dataset:
     """Make tensors of what a user has.
 
     Parameters
@@ -175,6 +182,8 @@ def adapt(data: Any, schema: Schema | None = None, by: str | None = None) -> Dat
     by : str, optional
         Take a table as a long one, whose rows belong together where they share a value in the column of that name
         (`Pair.by`; see `long.split`). An array of three dims is taken as such groups, padded with NaN.
+    graph : {"undirected", "directed"}, optional
+        Take the data as a graph (`Pair.graph`; see `graphs.adapt_graph`).
 
     Returns
     -------
@@ -187,10 +196,14 @@ def adapt(data: Any, schema: Schema | None = None, by: str | None = None) -> Dat
         When the data are empty, infinite, of no usable type or unreadable, have a column without any value
         (in training only), or do not fit the schema.
     """
+    graph = graph if schema is None else schema.graph
     if isinstance(data, Dataset):
-        if schema is None or data.schema == schema:
+        if (schema is None and data.schema.graph == graph) or data.schema == schema:
             return data
         data = data.schema.decode(data.values, data.names)
+    if graph is not None:
+        values, facts, names = adapt_graph(data, graph, schema)
+        return Dataset(values, Schema(**facts), names)
     if isinstance(data, str | Path):
         data = read(data)
     by = by if schema is None or schema.by is None else schema.by

@@ -13,7 +13,19 @@ import torch
 from pyro.distributions import constraints
 from torch import Tensor
 
-from . import allocated, draws, factor_guide, generate, groups, guided, predictions, saving, verbs, words
+from . import (
+    allocated,
+    draws,
+    factor_guide,
+    generate,
+    groups,
+    guided,
+    predictions,
+    related,
+    saving,
+    verbs,
+    words,
+)
 from .bags import densified
 from .data import DataError, Dataset, Schema, adapt, map_tensors
 from .decompose import HalfStep, half_steps
@@ -26,6 +38,7 @@ from .pair import Pair
 from .program import Program
 from .structure import engine_state
 
+OWN: dict[str, Any] = {allocated.GUIDE: allocated, related.GUIDE: related}  # guides with verbs of their own
 DOUBLED_BYTES = 1 << 28  # float32 data up to this size are copied as float64; larger ones as they are read, by chunk
 
 
@@ -106,6 +119,8 @@ class Fit:
         """What `score` is: exact, an average over draws of shared latents, or an importance-weighted bound."""
         if not self.guide:
             return "exact"
+        if self.guide == related.GUIDE:
+            return "pseudo-likelihood: each node's edges given the labels of the others, averaged over draws"
         return "importance-weighted bound" if self.bounded else "average over draws from the guide"
 
     def score(self, data: Any = None) -> Tensor:
@@ -134,8 +149,8 @@ class Fit:
     def posterior(self, site: str, data: Any = None) -> Any:
         """The posterior of one latent as a Pyro distribution: Categorical for a discrete one, the guide's factor for a
         continuous one, Delta for what was learned as a point."""
-        if self.guide == allocated.GUIDE:
-            return allocated.factor(self, site, self.adapted(data))
+        if self.guide in OWN:
+            return OWN[self.guide].factor(self, site, self.adapted(data))
         if self.guide:
             dataset = self.adapted(data)
             if site in guided.continuous_of(self, dataset):
@@ -163,8 +178,11 @@ class Fit:
     # --- new data and missing cells ---------------------------------------------------------------------------------
 
     def generate(self, num: int = 1, given: Mapping[str, Any] | None = None, seed: int = 0) -> Any:
-        """`num` new rows, in the form the data came in. `given` fixes latents or observed sites by name."""
-        return generate.generate(self, num, dict(given or {}), seed)
+        """`num` new rows, in the form the data came in (of a graph, a new one of `num` nodes). `given` fixes latents or
+        observed sites by name.
+        """
+        make = related if self.guide == related.GUIDE else generate
+        return make.generate(self, num, dict(given or {}), seed)
 
     def reconstruct(self, data: Any = None) -> Any:
         """Each row's posterior predictive: its expected value (for categories the most probable), in the form it came
@@ -182,8 +200,7 @@ class Fit:
 
     def shared_draws(self, num: int = 100, seed: int = 0, data: Any = None) -> dict[str, Tensor]:
         """Draws (num, *shape) of the latents that all rows share from the guide, learned params beside them."""
-        of = allocated if self.guide == allocated.GUIDE else guided
-        return of.shared_draws(self, self.adapted(data), num, seed)
+        return OWN.get(self.guide, guided).shared_draws(self, self.adapted(data), num, seed)
 
     def param_draws(self, num: int = 100, method: str = "laplace", seed: int = 0) -> dict[str, Tensor]:
         """Draws (num, *shape) of the params: "laplace" or "bootstrap" (parametric, refitted, labels aligned)."""
@@ -209,7 +226,7 @@ class Fit:
 
     def summary(self) -> str:
         """A page a person can read: what was fitted, how well, and what was found."""
-        return words.summary(self)
+        return (related if self.guide == related.GUIDE else words).summary(self)
 
     def save(self, folder: str | Path) -> Path:
         """Write a run folder (safetensors and JSON, no pickle), atomically. The data are not in it."""
@@ -223,21 +240,21 @@ class Fit:
         """Data as this fit's model takes them, with the columns and labels of training."""
         if data is None and self.data is None:
             raise DataError("this fit was loaded from a folder, which holds no data: pass the data")
-        found = self.data if data is None else in_double(adapt(data, self.schema, self.pair.by))
+        found = self.data if data is None else in_double(adapt(data, self.schema, self.pair.by, self.pair.graph))
         assert found is not None
-        if self.guide != allocated.GUIDE:  # the others' verbs look at every cell
+        if self.guide not in OWN:  # the others' verbs look at every cell
             found = replace(found, values=densified(found.values))
         return on_cpu(found)
 
     @property
     def _verbs(self) -> Any:
         """The functions that know this fit's posterior."""
-        return allocated if self.guide == allocated.GUIDE else guided if self.guide else verbs
+        return OWN.get(self.guide, guided) if self.guide else verbs
 
     @property
     def _fill(self) -> Any:
         """The functions that know what its observed sites are expected to be."""
-        return {allocated.GUIDE: allocated, factor_guide.GUIDE: predictions}.get(self.guide, generate)
+        return {**OWN, factor_guide.GUIDE: predictions}.get(self.guide, generate)
 
     def __repr__(self) -> str:
         name = self.pair.origin.name if self.pair.origin else getattr(self.pair.model, "__name__", "model")

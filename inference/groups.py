@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import allocated, guided
+from . import allocated, guided, related
 from . import draws as drawing
 from .checks import check_seed
 from .data import Dataset
@@ -26,8 +26,9 @@ Groups = dict[str, dict[str, np.ndarray]]
 
 def to_arviz(fit: Any, dataset: Dataset, draws: str | None, num_draws: int, seed: int) -> Any:
     """The fit as ArviZ opens it."""
-    if fit.guide == allocated.GUIDE:
-        return open_in_arviz(**allocated.arviz_groups(fit, dataset, num_draws, seed))
+    for own in (allocated, related):
+        if fit.guide == own.GUIDE:
+            return open_in_arviz(**own.arviz_groups(fit, dataset, num_draws, seed))
     return open_in_arviz(**arviz_groups(fit, dataset, draws, num_draws, seed))
 
 

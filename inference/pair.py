@@ -8,8 +8,13 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+from pyro.poutine.enum_messenger import EnumMessenger
+from pyro.poutine.runtime import _PYRO_STACK
 
 from .data import Schema
+from .errors import ModelError
+from .graphs import KINDS, Graph
+from .graphs import view as all_pairs
 
 Model = Callable[[Any], Any]
 Arrange = Callable[[torch.Tensor, Schema], Any]
@@ -51,6 +56,9 @@ class Pair:
         For data that come as a long table, such as a rating a row: the column whose values say which rows belong
         together. These groups are the rows of the model, and `data` is a tensor (N, M, D) padded with NaN: N values of
         that column, at most M rows of each, D other columns.
+    graph : {"undirected", "directed"}, optional
+        For data that are a graph: its nodes are the rows, and the functions above take a `graphs.Graph`, the pairs of
+        nodes with their edges.
     """
 
     model: Model
@@ -58,6 +66,7 @@ class Pair:
     initialize: Initialize | None = None
     arrange: Arrange | None = None
     by: str | None = None
+    graph: str | None = None
     origin: Origin | None = field(default=None, kw_only=True, compare=False)
 
     def __post_init__(self) -> None:
@@ -67,6 +76,8 @@ class Pair:
                 raise TypeError(f"Pair: {name} must be a function, met {type(value).__name__}")
         if self.by is not None and not isinstance(self.by, str):
             raise TypeError(f"Pair: by must be the name of a column, met {type(self.by).__name__}")
+        if self.graph is not None and self.graph not in KINDS:
+            raise TypeError(f"Pair: graph must be one of {', '.join(map(repr, KINDS))}, met {self.graph!r}")
 
 
 def on_table(pair: Pair, schema: Schema) -> Pair:
@@ -74,9 +85,10 @@ def on_table(pair: Pair, schema: Schema) -> Pair:
 
     So whatever looks at the data (missing cells, generated rows, imputation, pictures) sees one table.
     """
-    if pair.arrange is None:
+    kind = pair.graph
+    arrange = pair.arrange if kind is None else lambda table, _: _graph_of(table, kind)
+    if arrange is None:
         return pair
-    arrange = pair.arrange
 
     def view(data: Any) -> Any:
         return arrange(data, schema) if isinstance(data, torch.Tensor) else data
@@ -91,3 +103,13 @@ def on_table(pair: Pair, schema: Schema) -> Pair:
         initialize=of_table(pair.initialize),
         arrange=None,
     )
+
+
+def _graph_of(table: torch.Tensor, kind: str) -> Graph:
+    """The pairs of a graph, unless latents are being enumerated row by row."""
+    if any(isinstance(handler, EnumMessenger) for handler in _PYRO_STACK):
+        raise ModelError(
+            "the nodes of a graph meet in pairs, so their latents cannot be enumerated row by row, which is for rows "
+            'that are independent: fit it with inference="cavi", and look at latents, score, summary or plot("blocks")'
+        )
+    return all_pairs(table, kind)

@@ -12,6 +12,7 @@ from .plots_bound import bound, decomposition
 from .plots_clusters import clusters
 from .plots_columns import UnfitKind
 from .plots_factors import biplot, loadings, scree
+from .plots_graphs import blocks
 from .plots_items import curves, information
 from .plots_params import params
 from .plots_raters import confusion
@@ -37,11 +38,13 @@ KINDS: dict[str, Callable[..., Figure]] = {
     "regressions": regressions,
     "decomposition": decomposition,
     "weights": weights,
+    "blocks": blocks,
 }
 """Name of each kind -> the function of a fit, and data where it takes other than the fit's, that draws it."""
 
 # what a model observes: numbers, categories, counts; before these, whether its rows have latents, and of what kind
 BY_STRUCTURE = (
+    "blocks",
     "biplot",
     "topics",
     "params",
@@ -61,10 +64,11 @@ def plot(fit: Any, kind: str | None = None, data: Any = None) -> Figure:
     ----------
     fit : Fit
     kind : str, optional
-        One of `KINDS`. Without it: "biplot" where rows have normal latents that can be summed out; "topics" of a model
-        whose rows mix shared profiles of counts; "params" of one whose rows have no latents; "clusters" of one that
-        observes numbers, "profiles" of categories ("curves" where a quantity of each row is computed from its latent,
-        "confusion" where another column says who gave them), "rates" of counts, and "bound" of any other.
+        One of `KINDS`. Without it: "blocks" of a graph; "biplot" where rows have normal latents that can be summed out;
+        "topics" of a model whose rows mix shared profiles of counts; "params" of one whose rows have no latents;
+        "clusters" of one that observes numbers, "profiles" of categories ("curves" where a quantity of each row is
+        computed from its latent, "confusion" where another column says who gave them), "rates" of counts, and "bound"
+        of any other.
     data : anything `Fit.adapted` takes, optional
         Rows to draw in place of those of the fit.
 
@@ -97,4 +101,6 @@ def _drawn(kind: str, fit: Any, data: Any) -> Figure:
     try:
         return KINDS[kind](fit, data)
     except ModelError:
+        if fit.pair.graph is not None:
+            raise UnfitKind("the nodes of a graph meet in pairs: try blocks, bound") from None
         raise UnfitKind("its rows have continuous latents that nothing sums out: try topics, bound") from None

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from .derived import Moments
+from .errors import OptionError
 
 
 def write_report(fit: Any, folder: str | Path, kinds: Iterable[str | None]) -> list[str]:
@@ -20,7 +21,7 @@ def write_report(fit: Any, folder: str | Path, kinds: Iterable[str | None]) -> l
     fit : Fit
     folder : path
     kinds : iterable of str or None
-        Of the figures, as ``fit.plot`` takes them.
+        Of the figures, as ``fit.plot`` takes them; those that do not fit the model are left out.
 
     Returns
     -------
@@ -31,7 +32,11 @@ def write_report(fit: Any, folder: str | Path, kinds: Iterable[str | None]) -> l
     files = []
     for kind in dict.fromkeys(kinds):
         name = f"{kind or 'picture'}.png"
-        fit.plot(kind).savefig(Path(folder, name), dpi=150)
+        try:
+            figure = fit.plot(kind)
+        except OptionError:  # that model has no such picture, as CAVI has no half-steps
+            continue
+        figure.savefig(Path(folder, name), dpi=150)
         files.append(name)
     columns = latent_columns(fit.latents())
     if columns:

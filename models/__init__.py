@@ -2,6 +2,7 @@
 
 from .comparisons import bradley_terry
 from .factors import analysis, bayesian_pca, matrix_factorization, mixture, pca
+from .graphs import degree_corrected, stochastic_block
 from .hierarchical import normal as hierarchical_normal
 from .measurement import item_response
 from .mixtures import (
@@ -31,6 +32,7 @@ __all__ = [
     "bayesian_pca",
     "bradley_terry",
     "dawid_skene",
+    "degree_corrected",
     "experts",
     "gamma_poisson",
     "gamma_poisson_factorization",
@@ -48,6 +50,7 @@ __all__ = [
     "poisson",
     "register",
     "regressions",
+    "stochastic_block",
     "student_t",
     "zero_inflated_poisson",
 ]

@@ -10,6 +10,9 @@ import pyro
 import pytest
 import torch
 
+if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 0)):  # which share the machine's cores
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers))
+
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 

@@ -1,0 +1,176 @@
+"""CAVI of a graph whose nodes have a discrete latent each: the mean field is over nodes too."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .data import Dataset
+from .errors import ModelError, OptionError, warn
+from .estep import one_thread
+from .factors import Point
+from .fit import Fit, free_dims
+from .loop import Stop
+from .modes import Outcome, map_modes, rank
+from .new_graphs import INTO, OUT
+from .pair import Pair
+from .related import GUIDE
+from .relating import Relating, candidates_of, given_start, settled
+from .relations import Relation, read_relation
+from .runner import Runner
+from .saving import versions
+from .sites import Params
+from .starts import _each
+
+
+def fit_relation(
+    pair: Pair,
+    dataset: Dataset,
+    *,
+    max_iters: int,
+    tol: float,
+    restarts: int,
+    seed: int,
+    weights: Any,
+    start: Params | None,
+    m_steps: int,
+    batch_size: int | None,
+    fallback: str | None,
+    device: torch.device,
+    progress: bool | None,
+) -> Fit:
+    """Fit, from each start in turn. Call inside `engine_state`."""
+    for name, value in (("weights", weights), ("batch_size", batch_size), ("fallback", fallback)):
+        if value is not None:
+            raise OptionError(f"{name}: not taken by models of graphs, whose nodes meet in pairs: leave it out")
+    if device.type != "cpu":
+        raise OptionError(f"device: met '{device}', expected 'cpu', where models of graphs are fitted: leave it out")
+    assert pair.graph is not None
+    relation = read_relation(pair.model, dataset.values, pair.graph, dataset.schema)
+    steps = Relating(relation, m_steps)
+    with one_thread():
+        begun = _starts(pair, dataset, steps, restarts, torch.Generator().manual_seed(seed), start)
+        starts = {name: torch.cat([one[name] for one in begun]) for name in begun[0]}
+        found, failed = Runner(steps, Stop(tol), max_iters, "cavi").all(starts, progress)
+    best = found[max(range(len(found)), key=lambda r: found[r].bound)]
+    outcomes = [_aligned(relation, one, best) for one in found]
+    first = rank(outcomes)[0]
+    structure = relation.field.program.structure
+    params = {name: value.detach().cpu() for name, value in first.params.items()}
+    factors = [n for n, f in relation.field.families.items() if not isinstance(f, Point)]
+    parts = {name: best.params[name] for name in (*factors, relation.latent)}
+    parts |= {OUT: relation.probe.out_degree, INTO: relation.probe.in_degree}
+    fit = Fit(
+        pair,
+        "cavi",
+        params,
+        torch.tensor(first.history, dtype=torch.float64),
+        first.converged,
+        first.bound,
+        sum(free_dims(structure.params[name].constraint, value) for name, value in params.items()),
+        float(structure.num_rows),
+        math.nan,
+        map_modes(outcomes, {}, failed),
+        {name: value.detach().cpu() for name, value in first.start.items()},
+        seed,
+        dataset.schema,
+        guide=GUIDE,
+        guide_parts={name: value.detach().cpu() for name, value in parts.items()},
+        versions=versions(),
+        data=dataset,
+        weights=None,
+    )
+    if tol > 0 and not fit.converged:
+        warn(f"cavi: stopped after {len(fit.history) - 1} sweeps before the tolerance was met: raise max_iters or tol")
+    return fit
+
+
+def _starts(
+    pair: Pair, dataset: Dataset, steps: Relating, restarts: int, generator: torch.Generator, start: Params | None
+) -> list[Params]:
+    """A state of each restart: `initialize` and `start` may give the latent of the nodes."""
+    relation = steps.relation
+    candidates = candidates_of(relation, generator)
+    drawn = _each(pair.initialize, dataset.values, generator, relation.field.program.structure)
+    out = []
+    for number in range(restarts):
+        found = next(drawn, None)
+        given = start if number == 0 and start else dict(found) if found else None
+        out.append(_given(steps, given, next(candidates)) if given else steps.best(next(candidates)))
+    return out
+
+
+def _given(steps: Relating, given: Params, candidates: list[Tensor]) -> Params:
+    relation = steps.relation
+    declared = relation.field.program.structure.params
+    unknown = sorted(set(given) - {relation.latent, *declared})
+    if unknown:
+        raise ModelError(
+            f"start: a value for '{unknown[0]}', which the model does not declare: it has "
+            f"{sorted((relation.latent, *declared))}"
+        )
+    if relation.latent in given:
+        return steps.begin(given_start(relation, given[relation.latent], "start"))
+    values = {name: param.value for name, param in declared.items()}
+    for name, value in given.items():
+        value = torch.as_tensor(value).double()
+        if value.shape != values[name].shape:
+            raise ModelError(
+                f"start: '{name}' has shape {tuple(value.shape)}; the model declares {tuple(values[name].shape)}"
+            )
+        values[name] = value
+    tables = relation.tables(relation.field.starts({n: v.unsqueeze(0) for n, v in values.items()}))
+    q = settled(steps, tables, best_match(steps, tables, candidates))
+    return steps.begin(q)
+
+
+def best_match(steps: Relating, tables: Any, candidates: list[Tensor]) -> Tensor:
+    """Of all candidates and of each change of places of two labels, the highest under shared values that are held."""
+    return max((_matched(steps, tables, q) for q in candidates), key=lambda one: one[0])[1]
+
+
+def _matched(steps: Relating, tables: Any, q: Tensor) -> tuple[float, Tensor]:
+    """Labels change places two by two while that is a gain."""
+    log, eta, log_normalizer = tables
+    s1, s0 = (torch.from_numpy(part) for part in steps.relation.ties.sums(q.numpy()))
+    totals = q.sum(0)
+
+    def value(order: list[int]) -> float:
+        at = torch.tensor(order)
+        pairs = (s1 * eta[at][:, at]).sum() - (s0 * log_normalizer[at][:, at]).sum()
+        return float(pairs + (totals * log[at]).sum())
+
+    order = list(range(len(totals)))
+    best = value(order)
+    gained = True
+    while gained:
+        gained = False
+        for k in range(len(order)):
+            for other in range(k):
+                tried = list(order)
+                tried[k], tried[other] = tried[other], tried[k]
+                if value(tried) > best + 1e-12 * abs(best):
+                    order, best, gained = tried, value(tried), True
+    moved = torch.empty_like(q)
+    moved[:, torch.tensor(order)] = q
+    return best, moved
+
+
+def _aligned(relation: Relation, one: Outcome, best: Outcome) -> Outcome:
+    """An outcome by the means of its factors, its labels as near those of the best as can be."""
+    from scipy.optimize import linear_sum_assignment
+
+    field, name = relation.field, relation.latent
+    shared = {n: v for n, v in one.params.items() if n != name}
+    params = {
+        n: value if isinstance(field.families[n], Point) else field.families[n].center(value.unsqueeze(0))[0]
+        for n, value in shared.items()
+    }
+    _, order = linear_sum_assignment(best.params[name].mT @ one.params[name], maximize=True)
+    params = relation.permuted(params, torch.from_numpy(order))
+    begun = {name: one.start[name].argmax(-1).double()}
+    return replace(one, params=params, start=begun)

@@ -1,0 +1,1 @@
+"""Models of graphs: nodes in blocks, and edges by the blocks of both their nodes."""
