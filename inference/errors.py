@@ -11,6 +11,13 @@ class ModelError(ValueError):
     """A model that the asked inference cannot take: the message names the site, the reason and the way out."""
 
 
+class HasNetworks(ModelError):
+    """A model with a network, met by what has no use for one."""
+
+    def __init__(self, network: str) -> None:
+        super().__init__(f"the model has a network, '{network}', whose weights are learned by gradient: use \"svi\"")
+
+
 class OptionError(ValueError):
     """An option with a value that makes no sense: the message names the option, what was met and what was expected."""
 

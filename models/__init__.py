@@ -1,6 +1,7 @@
 """The models: one a file, grouped by family. Importing this package registers them all."""
 
 from .comparisons import bradley_terry
+from .deep import vae
 from .factors import analysis, bayesian_pca, matrix_factorization, mixture, pca
 from .hierarchical import normal as hierarchical_normal
 from .measurement import item_response
@@ -49,5 +50,6 @@ __all__ = [
     "register",
     "regressions",
     "student_t",
+    "vae",
     "zero_inflated_poisson",
 ]
