@@ -75,8 +75,8 @@ def deep_svi(pair: Pair, dataset: Dataset, home: torch.device, asked: Asked) -> 
         fixed: dict[str, Tensor] = {}
         shape = asked.amortized or (Amortized() if story.latents and pair.guide is None else None)
         if shape is not None:
-            pair, fixed = amortize(pair, story, values, dataset.schema, shape)
-            story = read_story(pair, values, story.dtype)
+            amortized, fixed = amortize(pair, story, values, dataset.schema, shape)
+            story = read_story(amortized, values, story.dtype)
         missing = is_missing(values)
         check_sites(story, values, dataset.schema)
         if missing:

@@ -21,13 +21,19 @@ class DeepCheckpoints:
 
     def __init__(self, training: Any, dataset: Dataset, asked: Any, plan: Any) -> None:
         self.training = training
+        identity: dict[str, Any] = {}
+        if asked.checkpoint is not None:
+            identity = self._identity(dataset, asked, plan)
+        folder, steps, seconds = asked.checkpoint, asked.checkpoint_steps, asked.checkpoint_seconds
+        self.files = Checkpoints(folder, steps, seconds, identity)
+
+    def _identity(self, dataset: Dataset, asked: Any, plan: Any) -> dict[str, Any]:
+        training = self.training
         leaves = {name: list(leaf.shape) for name, leaf in training.leaves.items()}
         data = {n: [list(v.shape), str(v.dtype), hashed(v)] for n, v in tensors_of(dataset.values).items()}
         options = {name: repr(value) for name, value in plan._asdict().items()}
         options |= {"batch_size": training.batches.size, "validation": asked.validation}
-        self.files = Checkpoints(
-            asked.checkpoint, asked.checkpoint_steps, asked.checkpoint_seconds, {"model": leaves, "data": data, **options}
-        )
+        return {"model": leaves, "data": data, **options}
 
     def maybe(self) -> None:
         """Write where it is time."""

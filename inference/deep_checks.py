@@ -18,7 +18,7 @@ from .structure import base_of
 ROWS = 4096  # looked at together
 
 
-def check_sites(story: Story, data: Any, schema: Schema) -> None:
+def check_sites(story: Story, data: Any, schema: Schema, spread: bool = True) -> None:
     """Observed values lie in the support of their distribution; a column whose spread is learned varies."""
     leaves = {name: free_value(leaf, leaf.declared) for name, leaf in story.leaves.items()}
     first: dict[str, Tensor] = {}
@@ -36,7 +36,8 @@ def check_sites(story: Story, data: Any, schema: Schema) -> None:
                     first.setdefault(name, value[0])
                     away = ((value != first[name]) & ~value.isnan()).any(0)
                     varies[name] = away | varies.get(name, away)
-    _check_spread(story, values_from(story, {n: v.requires_grad_() for n, v in leaves.items()}), data, varies, schema)
+    if spread:
+        _check_spread(story, values_from(story, {n: v.requires_grad_() for n, v in leaves.items()}), data, varies, schema)
 
 
 def _check_support(name: str, fn: Any, value: Tensor, start: int, schema: Schema) -> None:

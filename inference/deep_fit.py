@@ -19,7 +19,6 @@ from .saving import versions
 
 OWN = "networks"  # the guide of a fit whose pair brings its own
 DRAWS, MANY = 20, 50_000  # of the bound that was reached, on up to so many draws of rows
-GUIDES = (OWN, "amortized", "amortized_full")
 
 
 def deep_fit(

@@ -26,6 +26,7 @@ from .pair import Pair
 from .program import Program
 from .structure import engine_state
 
+WITH_NETWORKS = ("networks", "amortized", "amortized_full")  # guides of encoders, and of pairs with networks
 DOUBLED_BYTES = 1 << 28  # float32 data up to this size are copied as float64; larger ones as they are read, by chunk
 
 
@@ -99,6 +100,8 @@ class Fit:
         """What `score` is: exact, an average over draws of shared latents, or an importance-weighted bound."""
         if not self.guide:
             return "exact"
+        if self.guide in WITH_NETWORKS:
+            return f"importance-weighted bound of {self._verbs.ROW_DRAWS} draws"
         rows = math.isnan(self.entropy)  # continuous latents of a row are summed out by nobody
         return "importance-weighted bound" if rows else "average over draws from the guide"
 
@@ -130,6 +133,8 @@ class Fit:
         continuous one, Delta for what was learned as a point."""
         if self.guide == allocated.GUIDE:
             return allocated.factor(self, site, self.adapted(data))
+        if self.guide in WITH_NETWORKS and site not in self.params:
+            return self._verbs.factor(self, site, self.adapted(data))
         if self.guide:
             dataset = self.adapted(data)
             if site in guided.continuous_of(self, dataset):
@@ -158,19 +163,44 @@ class Fit:
 
     def generate(self, num: int = 1, given: Mapping[str, Any] | None = None, seed: int = 0) -> Any:
         """`num` new rows, in the form the data came in. `given` fixes latents or observed sites by name."""
+        if self.guide in WITH_NETWORKS:
+            return self._fills.generate(self, num, dict(given or {}), seed)
         return generate.generate(self, num, dict(given or {}), seed)
 
     def reconstruct(self, data: Any = None) -> Any:
         """Each row's posterior predictive: its expected value (for categories the most probable), in the form it came
         in.
         """
-        fill = allocated if self.guide == allocated.GUIDE else generate
-        return fill.reconstruct(self, self.adapted(data))
+        return self._fills.reconstruct(self, self.adapted(data))
 
     def impute(self, data: Any = None) -> Any:
         """The data with missing cells at their conditional expectation (for categories the most probable)."""
-        fill = allocated if self.guide == allocated.GUIDE else generate
-        return fill.impute(self, self.adapted(data))
+        return self._fills.impute(self, self.adapted(data))
+
+    # --- with networks ----------------------------------------------------------------------------------------------
+
+    def importance(self, data: Any = None, num: int = 200, seed: int | None = None) -> Any:
+        """The importance-weighted bound of each row from `num` draws: ``log_prob`` (N,), its standard ``error`` (N,),
+        and ``k_hat`` (N,), the tail of the weights, above 0.7 of which it cannot be relied on.
+        """
+        return self._networks("importance").importance(self, self.adapted(data), num, seed)
+
+    def embeddings(self, data: Any = None) -> Any:
+        """Posterior means of the continuous latents of each row, a DataFrame."""
+        return self._networks("embeddings").embeddings(self, self.adapted(data))
+
+    def interpolate(self, first: int, second: int, num: int = 8, data: Any = None) -> Any:
+        """Expected rows along the line between the embeddings of two rows, `num` of them, ends included."""
+        return self._networks("interpolate", fills=True).interpolate(self, self.adapted(data), first, second, num)
+
+    def gaps(self, data: Any = None, num_steps: int = 500, num: int = 1000) -> Any:
+        """How far the bound lies below log p(x): for want of a better family, and for want of a better encoder
+        (Cremer et al. 2018).
+        """
+        from .deep_gaps import gaps
+
+        self._networks("gaps")
+        return gaps(self, self.adapted(data), num_steps, num)
 
     # --- uncertainty, export, pictures ------------------------------------------------------------------------------
 
@@ -187,6 +217,8 @@ class Fit:
         """InferenceData (ArviZ 0.x) or DataTree (1.x): one draw of the params, or `num_draws` by "laplace" or
         "bootstrap".
         """
+        if self.guide in WITH_NETWORKS:
+            return self._fills.to_arviz(self, self.adapted(data), num_draws, seed)
         return groups.to_arviz(self, self.adapted(data), draws, num_draws, seed)
 
     def half_steps(self, num_iters: int = 8, data: Any = None) -> list[HalfStep]:
@@ -226,7 +258,25 @@ class Fit:
     @property
     def _verbs(self) -> Any:
         """The functions that know this fit's posterior."""
+        if self.guide in WITH_NETWORKS:
+            from . import deep_verbs  # what it is made of makes fits
+
+            return deep_verbs
         return allocated if self.guide == allocated.GUIDE else guided if self.guide else verbs
+
+    @property
+    def _fills(self) -> Any:
+        """The functions that make rows."""
+        if self.guide in WITH_NETWORKS:
+            from . import deep_rows  # what it is made of makes fits
+
+            return deep_rows
+        return allocated if self.guide == allocated.GUIDE else generate
+
+    def _networks(self, verb: str, fills: bool = False) -> Any:
+        if self.guide not in WITH_NETWORKS:
+            raise DataError(f"{verb}: the fit has no encoder: fit the pair with guide='amortized', or use score, latents")
+        return self._fills if fills else self._verbs
 
     def __repr__(self) -> str:
         name = self.pair.origin.name if self.pair.origin else getattr(self.pair.model, "__name__", "model")

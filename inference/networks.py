@@ -92,3 +92,20 @@ def check_sizes(**sizes: int) -> None:
     for name, size in sizes.items():
         if isinstance(size, bool) or not isinstance(size, int) or size < 1:
             raise OptionError(f"{name}: met {size!r}, expected a whole number of at least 1")
+
+
+def check_option(name: str, value: str, known: Sequence[str]) -> None:
+    """A hyper-parameter that is one of some words."""
+    if value not in known:
+        raise OptionError(f"{name}: met {value!r}, expected one of {', '.join(known)}")
+
+
+class Noise(nn.Module):
+    """Normal noise on what passes, while a network is being trained."""
+
+    def __init__(self, scale: float) -> None:
+        super().__init__()
+        self.scale = scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.scale * torch.randn_like(x) if self.training else x

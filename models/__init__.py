@@ -1,7 +1,7 @@
 """The models: one a file, grouped by family. Importing this package registers them all."""
 
 from .comparisons import bradley_terry
-from .deep import vae
+from .deep import autoencoder, linear_vae, vae
 from .factors import analysis, bayesian_pca, matrix_factorization, mixture, pca
 from .hierarchical import normal as hierarchical_normal
 from .measurement import item_response
@@ -26,6 +26,7 @@ from .topics import gamma_poisson_factorization, lda
 
 __all__ = [
     "analysis",
+    "autoencoder",
     "bayesian_dawid_skene",
     "bayesian_gaussian",
     "bayesian_latent_class",
@@ -40,6 +41,7 @@ __all__ = [
     "item_response",
     "latent_class",
     "lda",
+    "linear_vae",
     "matrix_factorization",
     "mixed",
     "mixture",

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ...inference.likelihoods import likelihood_of
-from ...inference.networks import begun, check_sizes, filled, mlp, normal_of, num_stats
+from ...inference.networks import begun, check_option, check_sizes, filled, mlp, normal_of, num_stats
 from ...inference.pair import Pair
 from ..registry import register
 
@@ -68,6 +68,7 @@ def vae(
     """
     K, full = latent_dim, posterior == "full"
     check_sizes(latent_dim=K)
+    check_option("posterior", posterior, ("diagonal", "full"))
     law = likelihood_of(likelihood, covariance, num_categories, scale, rank)
 
     @functools.cache
