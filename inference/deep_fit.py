@@ -18,7 +18,7 @@ from .pair import Pair
 from .saving import versions
 
 OWN = "networks"  # the guide of a fit whose pair brings its own
-DRAWS, MANY = 20, 50_000  # of the bound that was reached, on up to so many draws of rows
+DRAWS, MANY = 200, 50_000  # of the bound that was reached, on up to so many draws of rows
 
 
 def deep_fit(

@@ -8,9 +8,11 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from .errors import OptionError
+from .fit import WITH_NETWORKS
 from .plots_bound import bound, decomposition
 from .plots_clusters import clusters
 from .plots_columns import UnfitKind
+from .plots_deep import embedding, manifold
 from .plots_factors import biplot, loadings, scree
 from .plots_items import curves, information
 from .plots_params import params
@@ -36,6 +38,8 @@ KINDS: dict[str, Callable[..., Figure]] = {
     "rates": rates,
     "regressions": regressions,
     "decomposition": decomposition,
+    "embedding": embedding,
+    "manifold": manifold,
     "weights": weights,
 }
 """Name of each kind -> the function of a fit, and data where it takes other than the fit's, that draws it."""
@@ -54,6 +58,9 @@ BY_STRUCTURE = (
 )
 
 
+OF_NETWORKS = ("manifold", "embedding", "bound")  # of a fit with networks, the first that suits
+
+
 def plot(fit: Any, kind: str | None = None, data: Any = None) -> Figure:
     """Draw a fit.
 
@@ -64,7 +71,8 @@ def plot(fit: Any, kind: str | None = None, data: Any = None) -> Figure:
         One of `KINDS`. Without it: "biplot" where rows have normal latents that can be summed out; "topics" of a model
         whose rows mix shared profiles of counts; "params" of one whose rows have no latents; "clusters" of one that
         observes numbers, "profiles" of categories ("curves" where a quantity of each row is computed from its latent,
-        "confusion" where another column says who gave them), "rates" of counts, and "bound" of any other.
+        "confusion" where another column says who gave them), "rates" of counts, and "bound" of any other. Of a fit with networks "manifold" where its rows are square images with two
+        latent numbers or more, otherwise "embedding".
     data : anything `Fit.adapted` takes, optional
         Rows to draw in place of those of the fit.
 
@@ -79,7 +87,7 @@ def plot(fit: Any, kind: str | None = None, data: Any = None) -> Figure:
         No such kind, or one that does not fit the model.
     """
     if kind is None:
-        for name in BY_STRUCTURE:
+        for name in OF_NETWORKS if fit.guide in WITH_NETWORKS else BY_STRUCTURE:
             try:
                 return KINDS[name](fit, data)
             except UnfitKind:
@@ -87,6 +95,8 @@ def plot(fit: Any, kind: str | None = None, data: Any = None) -> Figure:
         return bound(fit, data)
     if kind not in KINDS:
         raise OptionError(f"kind: met {kind!r}, expected one of {', '.join(KINDS)}")
+    if fit.guide in WITH_NETWORKS and kind not in OF_NETWORKS:
+        raise OptionError(f"kind: met {kind!r}, but a fit with networks has {', '.join(OF_NETWORKS)}")
     try:
         return KINDS[kind](fit, data)
     except UnfitKind as error:

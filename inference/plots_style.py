@@ -39,7 +39,8 @@ def headline(fit: Any) -> str:
     """Model, its hyper-parameters, and the log-likelihood (and bound) that the fit reached."""
     origin = fit.pair.origin
     name = origin.name if origin else getattr(fit.pair.model, "__name__", "model")
-    options = ", ".join(f"{key}={value}" for key, value in origin.hyperparameters.items()) if origin else ""
+    shown = [one for one in origin.hyperparameters.items() if one[1] is not None] if origin else []
+    options = ", ".join(f"{key}={value}" for key, value in shown) if origin else ""
     doubts = {"not converged": not fit.converged, "degenerate": fit.mode_map[0].degenerate}
     state = f"  ({', '.join(word for word, met in doubts.items() if met)})" if any(doubts.values()) else ""
     reached = f"log-likelihood {number(fit.log_likelihood)}"

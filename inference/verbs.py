@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from .compiler import compile_program
 from .data import Dataset
 from .derived import Moments, moments
 from .errors import ModelError
+from .networks import DIVIDER
 from .normals import normal_moments, normal_posterior, summed_out
 from .program import Program
 from .sites import Params
@@ -112,7 +114,8 @@ def entropy(program: Program, params: Params, weights: Tensor | None) -> float:
 def summary(fit: Any) -> str:
     """A page of plain words and numbers."""
     name = fit.pair.origin.name if fit.pair.origin else getattr(fit.pair.model, "__name__", "model")
-    options = ", ".join(f"{k}={v}" for k, v in fit.pair.origin.hyperparameters.items()) if fit.pair.origin else ""
+    given = fit.pair.origin.hyperparameters.items() if fit.pair.origin else ()
+    options = ", ".join(f"{k}={v}" for k, v in given if v is not None)
     iterations = len(fit.history) - 1
     state = (
         f"converged after {iterations} iterations"
@@ -123,14 +126,21 @@ def summary(fit: Any) -> str:
     lines = [
         f"{name}({options}) on {rows}, by {fit.inference}" + (f" ({fit.reason})" if fit.reason else ""),
         f"  {state}; {len(fit.mode_map.bounds)} start(s), {len(fit.mode_map)} distinct optimum/optima",
-        f"  evidence lower bound {fit.history[-1]:.4f}   log-likelihood at the centre {fit.log_likelihood:.4f}"
+        f"  evidence lower bound {fit.history[-1]:.4f}"
+        + ("" if math.isnan(fit.entropy) else f"   log-likelihood at the centre {fit.log_likelihood:.4f}")
         if fit.guide
         else f"  log-likelihood {fit.log_likelihood:.4f}   parameters {fit.num_parameters}   "
         f"AIC {fit.aic:.2f}   BIC {fit.bic:.2f}   ICL {fit.icl:.2f}",
         "",
     ]
+    networks: dict[str, int] = {}
     for key, value in fit.params.items():
+        if DIVIDER in key:
+            network = key.partition(DIVIDER)[0]
+            networks[network] = networks.get(network, 0) + value.numel()
+            continue
         lines += [f"  {key} {tuple(value.shape)}", *("    " + line for line in _table(value, fit.schema.columns))]
+    lines += [f"  {network}: a network of {size:,} weights" for network, size in networks.items()]
     if len(fit.mode_map.bounds) > 1:
         lines += ["", "  where the starts ended:", *("    " + line for line in str(fit.mode_map).splitlines())]
     return "\n".join(lines)
