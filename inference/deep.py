@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -98,19 +99,15 @@ def deep_svi(pair: Pair, dataset: Dataset, home: torch.device, asked: Asked) -> 
             optimizer, decay = adam(leaves, plan.learning_rate)
             batches = Batches(rows, size, asked.seed + 1)
             state = Progressed(plan.learning_rate)
-            return Training(
-                story, values, share, train, held, batches, leaves, plan, missing, state, optimizer, decay
-            )
+            return Training(story, values, share, train, held, batches, leaves, plan, missing, state, optimizer, decay)
 
         with one_thread(when=(size or rows) * weights < LARGE):
             number, ends = 0, []
             for start in starts if len(starts) > 1 else []:
                 with installed(story, start, training=True) as at:
                     one = begin(start, at)
-                    try:
+                    with contextlib.suppress(NotFinite):
                         one.advance(min(RACE, steps), Progress(0, "", False), lambda: None)
-                    except NotFinite:
-                        pass
                     ends.append(sum(one.state.bounds[-20:]) / 20 if one.state.bounds else float("-inf"))
                     number = max(range(len(ends)), key=ends.__getitem__)
             with installed(story, starts[number], training=True) as at:

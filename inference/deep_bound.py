@@ -126,8 +126,12 @@ def terms(
             value = p["value"]  # where the model met it: a hook may stand between
             prior = lay(p["fn"].log_prob(value), p)
             fn = detached(q["fn"]) if frozen else q["fn"]
-            first = value if early else value.unflatten(story.data_dim - fn.event_dim, (configs, -1)).select(
-                story.data_dim - fn.event_dim - 1, 0
+            first = (
+                value
+                if early
+                else value.unflatten(story.data_dim - fn.event_dim, (configs, -1)).select(
+                    story.data_dim - fn.event_dim - 1, 0
+                )
             )
             log_q = lay(fn.log_prob(first), q, True)
             found["prior"] = found["prior"] + prior

@@ -37,7 +37,9 @@ def check_sites(story: Story, data: Any, schema: Schema, spread: bool = True) ->
                     away = ((value != first[name]) & ~value.isnan()).any(0)
                     varies[name] = away | varies.get(name, away)
     if spread:
-        _check_spread(story, values_from(story, {n: v.requires_grad_() for n, v in leaves.items()}), data, varies, schema)
+        _check_spread(
+            story, values_from(story, {n: v.requires_grad_() for n, v in leaves.items()}), data, varies, schema
+        )
 
 
 def _check_support(name: str, fn: Any, value: Tensor, start: int, schema: Schema) -> None:
@@ -66,7 +68,9 @@ def column(number: int, schema: Schema) -> str:
     return f"column {names[number]!r}" if names and number < len(names) else f"column {number}"
 
 
-def _check_spread(story: Story, values: dict[str, Tensor], data: Any, varies: dict[str, Tensor], schema: Schema) -> None:
+def _check_spread(
+    story: Story, values: dict[str, Tensor], data: Any, varies: dict[str, Tensor], schema: Schema
+) -> None:
     if num_rows(data) < 2:
         return
     nodes = draw(story, values, slice_rows(data, slice(2)), 1, False).model
@@ -95,4 +99,3 @@ def check_rows_seen(story: Story, data: Any) -> None:
         raise DataError(
             f"data: row {int(empty.nonzero()[0])} has no observed cell, so there is nothing to learn from it: drop it"
         )
-

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pyro.distributions as dist
@@ -10,16 +11,18 @@ from torch import Tensor
 
 from .arrays import num_rows, slice_rows
 from .checks import check_counts, check_seed
-from .data import DataError, Dataset
+from .data import DataError, Dataset, adapt
 from .deep_bound import Drawn, draw, terms
 from .deep_story import SAMPLE, Play
-from .deep_verbs import ROW_DRAWS, Opened, importance, laid_out, opened, plain_params, sample_posterior, shares
+from .deep_verbs import ROW_DRAWS, Opened, laid_out, opened, plain_params, sample_posterior, shares, weights
 from .export import to_arviz as open_in_arviz
 from .generate import Draw, _as_given, empty_rows, known_cells
 from .missing import complete, observed_part
 from .structure import base_of, is_bookkeeping
 from .symbols import plain, symbol
 
+GROUPS, SHORT = 40, 10  # scores that ArviZ gets: so many of so many draws each
+TOGETHER = 50_000  # new rows made at once
 RECONSTRUCTED = 50  # draws that a reconstruction is averaged over
 
 
@@ -49,6 +52,10 @@ def generate(fit: Any, num: int, given: dict[str, Any], seed: int) -> Any:
     """`num` new rows from the model."""
     check_counts(num=(num, 1))
     rows = empty_rows(fit, num)
+    given = dict(given)
+    for name in [one for one in given if _column(one, fit.schema) is not None]:  # conditions
+        rows = rows.to(torch.float64).clone()
+        rows[:, _column(name, fit.schema)] = torch.as_tensor(given.pop(name)).to(rows)
     with opened(fit, Dataset(rows, fit.schema), check_seed(seed)) as it:
         story = it.story
         if not story.latents and not story.discrete:
@@ -69,6 +76,13 @@ def generate(fit: Any, num: int, given: dict[str, Any], seed: int) -> Any:
             value = msg["value"].movedim(story.data_dim - msg["fn"].event_dim, 0).reshape(num, -1)
             out[:, columns] = value.double()
     return _decoded(fit, out.reshape(rows.shape), rows, None)
+
+
+def _column(name: Any, schema: Any) -> int | None:
+    """The place of a column, by its name or number."""
+    if isinstance(name, int):
+        return name if 0 <= name < (schema.width or 0) else None
+    return schema.columns.index(name) if schema.columns and name in schema.columns else None
 
 
 def _as_value(value: Any, num: int, dtype: torch.dtype) -> Tensor:
@@ -194,10 +208,11 @@ def to_arviz(fit: Any, dataset: Dataset, num: int, seed: int) -> Any:
     """The fit as ArviZ opens it: draws of latents from the guide, scores of rows, new rows."""
     drawn = {name: value.numpy()[None] for name, value in sample_posterior(fit, dataset, num, seed).items()}
     held = plain_params(fit)
-    rows = [importance(fit, dataset, 20, seed + s).log_prob for s in range(min(num, 50))]
-    scores = torch.stack([rows[s % len(rows)] for s in range(num)])
+    groups_of = min(num, GROUPS)
+    each = weights(fit, dataset, SHORT * groups_of, seed).unflatten(0, (groups_of, SHORT)).logsumexp(1)
+    scores = (each - math.log(SHORT))[torch.arange(num) % groups_of]
     values = dataset.values
-    predicted = [_numbers(fit, generate(fit, num_rows(values), {}, seed + s)) for s in range(num)] if _draws(fit) else []
+    predicted = _predicted(fit, num_rows(values), num, seed)
     width = dataset.schema.width
     names = list(dataset.schema.columns) if dataset.schema.columns else list(range(width or 1))
     dims = {"x": ["data", "column"] if width else ["data"], "rows": ["data"]}
@@ -207,7 +222,7 @@ def to_arviz(fit: Any, dataset: Dataset, num: int, seed: int) -> Any:
         "log_likelihood": {"x": scores.numpy()[None]},
         "sample_stats": {"lp": scores.sum(1).numpy()[None]},
         "observed_data": {"x": torch.as_tensor(values).numpy()},
-        "posterior_predictive": {"x": torch.stack(predicted).numpy()[None]} if predicted else {},
+        "posterior_predictive": {"x": predicted.numpy()[None]} if predicted is not None else {},
     }
     return open_in_arviz(
         groups={name: group for name, group in groups.items() if group},
@@ -217,17 +232,16 @@ def to_arviz(fit: Any, dataset: Dataset, num: int, seed: int) -> Any:
     )
 
 
-def _numbers(fit: Any, rows: Any) -> Tensor:
-    from .data import adapt
-
-    return adapt(rows, fit.schema).values.double()
-
-
-def _draws(fit: Any) -> bool:
+def _predicted(fit: Any, size: int, num: int, seed: int) -> Tensor | None:
+    """New rows beside each of those of the data, (num, N, ...); None where there is nothing to draw."""
+    most = max(1, TOGETHER // size)
+    parts = []
     try:
-        generate(fit, 1, {}, 0)
+        for start in range(0, num, most):
+            rows = generate(fit, size * min(most, num - start), {}, seed + start)
+            if isinstance(rows, dict):
+                return None
+            parts.append(adapt(rows, fit.schema).values.double().unflatten(0, (-1, size)))
     except DataError:
-        return False
-    return True
-
-
+        return None
+    return torch.cat(parts)

@@ -109,7 +109,7 @@ class Training:
 
     def advance(self, num_steps: int, bar: Progress, after: Callable[[], None]) -> None:
         """Up to `num_steps` steps in all, or until the bound is at rest."""
-        state, plan = self.state, self.plan
+        state = self.state
         size = self.batches.size or self.batches.num_rows
         every = max(ROUND, self.batches.num_rows // size)
         leaves = list(self.leaves.values())

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .amortized import Amortized, amortize, hidden_of
-from .arrays import is_missing, num_rows, slice_rows, tensors_of
+from .arrays import is_missing, num_rows, slice_rows
 from .checks import check_counts, check_seed
 from .data import DataError, Dataset
 from .deep_bound import Drawn, configurations, draw, log_weights, terms
@@ -101,19 +101,33 @@ def importance(fit: Any, dataset: Dataset, num: int, seed: int | None = None) ->
             mean = weights.logsumexp(0) - math.log(len(weights))
             share = (weights - mean).exp()
             error = (share.var(0) / num).sqrt() if len(weights) > 1 else torch.zeros_like(mean)
-            found.append((mean, error, k_hat(weights)))
-        log_prob, error, tail = (torch.cat(parts) for parts in zip(*found, strict=True))
-        seen = _seen(it)
+            found.append((mean, error, k_hat(weights), seen_rows(it.story, drawn)))
+        log_prob, error, tail, seen = (torch.cat(parts) for parts in zip(*found, strict=True))
     return Importance(torch.where(seen, log_prob, 0.0), torch.where(seen, error, 0.0), tail, num)
 
 
-def _seen(it: Opened) -> Tensor:
-    """Rows with an observed cell: nothing at all has probability 1."""
-    size = num_rows(it.data)
-    if not it.missing:
-        return torch.ones(size, dtype=torch.bool)
-    tables = [t.reshape(size, -1) for t in tensors_of(it.data).values() if t.is_floating_point() and len(t) == size]
-    return ~torch.stack([t.isnan().all(1) for t in tables]).all(0)
+def seen_rows(story: Story, drawn: Drawn) -> Tensor:
+    """Rows with an observed cell, (B,): nothing at all has probability 1."""
+    size = drawn.lead[2]
+    seen = torch.zeros(size, dtype=torch.bool)
+    for name in story.observed:
+        msg = drawn.model[name]
+        cells = getattr(msg["fn"], "observed", None)
+        if cells is None:
+            return torch.ones(size, dtype=torch.bool)
+        rows = cells.movedim(story.data_dim - msg["fn"].event_dim, 0)[:size]
+        seen |= rows.reshape(size, -1).any(1)
+    return seen
+
+
+def weights(fit: Any, dataset: Dataset, num: int, seed: int) -> Tensor:
+    """Log importance weights of `num` draws of each row, (num, N); those of rows of which nothing is known are 0."""
+    with opened(fit, dataset, seed) as it:
+        found = []
+        for _, drawn in it.parts(num):
+            each = log_weights(terms(it.story, drawn, exact=False, scaled=False)).double()
+            found.append(torch.where(seen_rows(it.story, drawn), each, 0.0))
+    return torch.cat(found, 1)
 
 
 def score(fit: Any, dataset: Dataset) -> Tensor:
@@ -125,7 +139,7 @@ def shares(story: Story, drawn: Drawn) -> Tensor:
     """Posterior probability of each configuration of the enumerated latents, (K, B), by importance weights."""
     found = terms(story, drawn, exact=False, scaled=False)
     joint = found.likelihood + found.prior + found.discrete - found.log_q
-    return joint.logsumexp(1).softmax(0)
+    return joint.double().logsumexp(1).softmax(0)
 
 
 def latents(fit: Any, dataset: Dataset) -> dict[str, Any]:

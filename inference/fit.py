@@ -275,7 +275,9 @@ class Fit:
 
     def _networks(self, verb: str, fills: bool = False) -> Any:
         if self.guide not in WITH_NETWORKS:
-            raise DataError(f"{verb}: the fit has no encoder: fit the pair with guide='amortized', or use score, latents")
+            raise DataError(
+                f"{verb}: the fit has no encoder: fit the pair with guide='amortized', or use score, latents"
+            )
         return self._fills if fills else self._verbs
 
     def __repr__(self) -> str:

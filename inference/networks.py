@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Mapping, Sequence
 
 import pyro.distributions as dist
@@ -20,7 +21,7 @@ def mlp(num_inputs: int, hidden: Sequence[int], num_outputs: int, activation: ty
     """Layers of `hidden` units between `num_inputs` and `num_outputs` numbers; linear where there are none."""
     sizes = [num_inputs, *hidden]
     layers: list[nn.Module] = []
-    for before, after in zip(sizes, sizes[1:], strict=False):
+    for before, after in itertools.pairwise(sizes):
         layers += [nn.Linear(before, after, dtype=torch.float32), activation()]
     return nn.Sequential(*layers, nn.Linear(sizes[-1], num_outputs, dtype=torch.float32))
 
@@ -78,7 +79,9 @@ def with_mask(x: Tensor) -> Tensor:
     return torch.cat([filled(x), (~x.isnan()).to(x.dtype)], -1)
 
 
-def begun(networks: Mapping[str, nn.Module], generator: torch.Generator, outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def begun(
+    networks: Mapping[str, nn.Module], generator: torch.Generator, outputs: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
     """`fresh` weights, the last layer of some networks moved so that its outputs start around given numbers."""
     found = fresh(networks, generator)
     for name, wanted in outputs.items():

@@ -60,7 +60,9 @@ def manifold(fit: Any, data: Any = None) -> Figure:
     means = _means(fit, slice_rows(dataset.values, slice(2)))
     if means.shape[1] < 2:
         raise UnfitKind("it has fewer than two latent numbers")
-    site = next(name for name, found in fit.latents(slice_rows(dataset.values, slice(2))).items() if isinstance(found, Moments))
+    site = next(
+        name for name, found in fit.latents(slice_rows(dataset.values, slice(2))).items() if isinstance(found, Moments)
+    )
     points = torch.special.ndtri(torch.linspace(0.05, 0.95, GRID, dtype=torch.float64))
     grid = torch.zeros(GRID**2, means.shape[1], dtype=torch.float64)
     grid[:, 0], grid[:, 1] = points.repeat(GRID), points.flip(0).repeat_interleave(GRID)
@@ -70,7 +72,9 @@ def manifold(fit: Any, data: Any = None) -> Figure:
         rows = decode(fit, slice_rows(dataset.values, torch.zeros(GRID**2, dtype=torch.long)), {site: grid})
     except DataError as error:
         raise UnfitKind(str(error)) from None
-    images = adapt(rows, fit.schema).values.reshape(GRID, GRID, side, side)
+    images = adapt(rows, fit.schema).values.double().reshape(GRID, GRID, side, side)
+    images = torch.nn.functional.pad(images, (1, 1, 1, 1), value=float("nan"))  # white between them
+    side += 2
     figure = picture(fit, 6.6, 6.6)
     axes = figure.add_subplot()
     sheet = images.permute(0, 2, 1, 3).reshape(GRID * side, GRID * side)
@@ -90,5 +94,3 @@ def _means(fit: Any, data: Any) -> Tensor:
     if not found:
         raise UnfitKind("its rows have no continuous latents")
     return torch.cat(found, 1)
-
-
