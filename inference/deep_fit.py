@@ -18,7 +18,7 @@ from .pair import Pair
 from .saving import versions
 
 OWN = "networks"  # the guide of a fit whose pair brings its own
-DRAWS, MANY = 200, 50_000  # of the bound that was reached, on up to so many draws of rows
+DRAWS, MANY = 200, 20_000  # of the bound that was reached, on up to so many draws of rows
 
 
 def deep_fit(
@@ -39,7 +39,7 @@ def deep_fit(
     for name, network in story.networks.items():
         parts |= {f"buffer/{name}/{key}": value.cpu().clone() for key, value in network.named_buffers()}
     rows = training.batches.num_rows
-    level = training.level(training.train, max(1, min(DRAWS, MANY // rows)))
+    level = training.level(training.train, max(1, min(DRAWS, MANY // (rows * story.num_configurations))))
     mode = Mode(level, max(1, len(ends)), 0.0, state.converged, False, {})
     return Fit(
         pair,

@@ -81,6 +81,10 @@ class Play(Messenger):
             self.nodes[msg["name"]] = msg
 
 
+class OtherDtype(Exception):
+    """The networks are of another dtype than the run."""
+
+
 class Reader(Play):
     """A first run: params and networks are met as they are declared."""
 
@@ -98,6 +102,8 @@ class Reader(Play):
             network = _calling_module()
             self.networks[name.partition(DIVIDER)[0]] = network
             weight = dict(network.named_parameters())[name.partition(DIVIDER)[2]]
+            if weight.dtype != torch.get_default_dtype():
+                raise OtherDtype(weight.dtype)
         value = weight if weight is not None else msg["value"]
         self.params[name] = (constraint_of(msg), value.detach().clone(), weight)
 
@@ -143,15 +149,16 @@ def read_story(pair: Pair, data: Any, dtype: torch.dtype = torch.float32) -> Sto
     few = slice_rows(data, slice(SAMPLE)) if num_rows(data) > SAMPLE else data
     model, guide = Reader({}), Reader({})
     with torch.no_grad():
-        with deep_errors(model, "model"), model:
-            pair.model(few)
-        own = _own_dtype(model)
-        if own not in (None, dtype):
+        try:
+            with deep_errors(model, "model"), model:
+                pair.model(few)
+            if pair.guide is not None:
+                with deep_errors(guide, "guide"), guide:
+                    pair.guide(few)
+        except OtherDtype as other:
+            own = other.args[0]
             torch.set_default_dtype(own)
             return read_story(pair, to_dtype(data, own), own)
-        if pair.guide is not None:
-            with deep_errors(guide, "guide"), guide:
-                pair.guide(few)
     of_guide = {name: msg for name, msg in guide.nodes.items() if not is_bookkeeping(msg)}
     # a second run at the guide's draws, as every step will be: its shapes are checked
     again = Play(
@@ -161,10 +168,6 @@ def read_story(pair: Pair, data: Any, dtype: torch.dtype = torch.float32) -> Sto
     with torch.no_grad(), deep_errors(again, "model"), again:
         pair.model(few)
     return _story(pair, model, guide, again.nodes, of_guide, num_rows(few), dtype)
-
-
-def _own_dtype(reader: Reader) -> torch.dtype | None:
-    return next((weight.dtype for _, _, weight in reader.params.values() if weight is not None), None)
 
 
 def _story(

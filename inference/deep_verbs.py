@@ -25,7 +25,7 @@ from .networks import DIVIDER
 from .pareto import k_hat
 from .structure import base_of
 
-ROW_DRAWS = 200  # of the importance-weighted bound, and of moments that have no closed form
+ROW_DRAWS = 100  # of the importance-weighted bound, and of moments that have no closed form
 HELD = 40_000  # rows of the model, repeated ones too, that are looked at together
 
 

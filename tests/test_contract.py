@@ -53,8 +53,8 @@ def fit(request, pair, data):
     """One fit for all the tests of a case: fits are frozen."""
     case = request.node.callspec.id
     if case not in FITS:
-        short = {"num_steps": 200, "tol": 0} if by_gradient(pair) else {}
-        FITS[case] = zoo.fit(pair, data, restarts=3, seed=1, **short)
+        short = {"restarts": 1, "num_steps": 100, "tol": 0} if by_gradient(pair) else {"restarts": 3}
+        FITS[case] = zoo.fit(pair, data, seed=1, **short)
     return FITS[case]
 
 

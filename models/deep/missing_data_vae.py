@@ -24,7 +24,7 @@ from ..registry import register
     references=(
         "Mattei and Frellsen (2019), MIWAE: Deep Generative Modelling and Imputation of Incomplete Data Sets, ICML",
     ),
-    checks=("of linear networks the likelihood of rows with gaps is that of probabilistic PCA",),
+    checks=("a quarter of the cells of iris hidden: imputed with less than half the error of column means",),
     example="iris",
     size="latent_dim",
     examples=({"hidden": (16,)},),
