@@ -36,7 +36,7 @@ class Amortized:
     """
 
     full: bool = False
-    hidden: Sequence[int] = (64,)
+    hidden: Sequence[Any] = (64,)
 
     def __post_init__(self) -> None:
         if any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in self.hidden):

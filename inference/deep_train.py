@@ -133,7 +133,7 @@ class Training:
         """No step is taken on what is no number; a gradient far longer than its like is shortened."""
         state, clip = self.state, self.plan.clip
         gradients = [leaf.grad for leaf in leaves if leaf.grad is not None]
-        norm = float(torch.stack(torch._foreach_norm(gradients)).norm())  # type: ignore[arg-type]
+        norm = float(torch.stack(torch._foreach_norm(gradients)).norm())
         if not math.isfinite(value) or not math.isfinite(norm):
             raise NotFinite
         if clip and state.length and norm > clip * state.length:

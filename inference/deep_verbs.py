@@ -189,7 +189,8 @@ def _closed(it: Opened) -> dict[str, Moments] | None:
         fn = drawn.guide[name]["fn"]
         if not isinstance(base_of(fn), dist.Normal | dist.MultivariateNormal) or it.story.data_dim != -1:
             return None
-        means.append(fn.mean), sds.append(fn.variance.sqrt())
+        means.append(fn.mean)
+        sds.append(fn.variance.sqrt())
     return {name: Moments(torch.cat(means).double(), torch.cat(sds).double())}
 
 

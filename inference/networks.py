@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import itertools
+import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import pyro.distributions as dist
 import torch
@@ -28,14 +30,14 @@ def mlp(num_inputs: int, hidden: Sequence[int], num_outputs: int, activation: ty
 
 def fresh(networks: Mapping[str, nn.Module], generator: torch.Generator) -> dict[str, Tensor]:
     """Weights drawn anew as torch's layers draw their own, by the names that `pyro.module` gives them."""
-    out = {}
+    out: dict[str, Tensor] = {}
     with torch.random.fork_rng():
         torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
         for name, network in networks.items():
             again = copy.deepcopy(network)
             for part in again.modules():
-                if hasattr(part, "reset_parameters"):
-                    part.reset_parameters()
+                if callable(reset := getattr(part, "reset_parameters", None)):
+                    reset()
             out |= {f"{name}{DIVIDER}{key}": value.detach() for key, value in again.named_parameters()}
     return out
 
@@ -71,7 +73,9 @@ def tril_of(raw: Tensor, size: int) -> Tensor:
 
 def filled(x: Tensor) -> Tensor:
     """Missing cells at 0: what a network takes."""
-    return x.nan_to_num(nan=0.0) if x.is_floating_point() else x
+    if not x.is_floating_point() or math.isfinite(x.sum()):  # a sum is the quickest look
+        return x
+    return x.nan_to_num(nan=0.0)
 
 
 def with_mask(x: Tensor) -> Tensor:
@@ -90,7 +94,7 @@ def begun(
     return found
 
 
-def check_sizes(**sizes: int) -> None:
+def check_sizes(**sizes: Any) -> None:
     """Hyper-parameters that are numbers of units."""
     for name, size in sizes.items():
         if isinstance(size, bool) or not isinstance(size, int) or size < 1:

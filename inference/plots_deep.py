@@ -42,7 +42,7 @@ def embedding(fit: Any, data: Any = None) -> Figure:
     shown = means[::step]
     axes.axhline(0, color=DATA, linewidth=0.8, zorder=0)
     axes.axvline(0, color=DATA, linewidth=0.8, zorder=0)
-    axes.scatter(*shown.mT.numpy(), s=10, color=PALETTE[0], alpha=0.5, linewidths=0)
+    axes.scatter(shown[:, 0].numpy(), shown[:, 1].numpy(), s=10, color=PALETTE[0], alpha=0.5, linewidths=0)
     every = "" if step == 1 else f" (every {step}th shown)"
     dress(axes, f"posterior means of the rows{note}{every}", *labels)
     axes.set_aspect("equal", adjustable="datalim")

@@ -230,9 +230,9 @@ def svi(
         if batch and isinstance(sampler, OwnGuide):
             check_batches(sampler, runs[0].parts(), dataset.values, batch)
         race = min(RACE, num_steps) if lead > 1 else 0
-        asked = {"guide": shape.name if shape else "own", "restarts": lead}
-        asked |= {name: value for name, value in options._asdict().items() if name != "shape"}
-        saver = Checkpoints(checkpoint, checkpoint_steps, checkpoint_seconds, identity(runs[0], dataset, asked))
+        settings: dict[str, Any] = {"guide": shape.name if shape else "own", "restarts": lead}
+        settings |= {name: value for name, value in options._asdict().items() if name != "shape"}
+        saver = Checkpoints(checkpoint, checkpoint_steps, checkpoint_seconds, identity(runs[0], dataset, settings))
         bar = Progress(num_steps, "svi", progress)
         best, ends, stopped = runs[0], [], ""
         try:

@@ -161,7 +161,7 @@ def by_quadrature(decoder, x, mixture):
 @pytest.mark.parametrize("mixture", [False, True], ids=["normal", "mixture"])
 def test_scores_agree_with_quadrature_within_their_own_errors(mixture):
     pair, _, _ = tiny(mixture)
-    fit = zoo.fit(pair, TINY, num_steps=300, learning_rate=0.02, tol=0)
+    fit = zoo.fit(pair, TINY, num_steps=300, learning_rate=0.02, tol=0, objective="iwae", num_particles=10)
     _, decoder, _ = tiny(mixture)
     decoder.load_state_dict({name.removeprefix("decoder$$$"): v for name, v in fit.params.items()})
     exact = by_quadrature(decoder, TINY, mixture)
@@ -178,7 +178,9 @@ def test_scores_agree_with_quadrature_within_their_own_errors(mixture):
         with torch.no_grad():
             likelihood = dist.Normal(decoder(z), 0.7).log_prob(TINY.unsqueeze(1)).sum(-1)
         joint = (likelihood.unsqueeze(-1) + parts + torch.tensor([0.3, 0.7]).log()).logsumexp(1)
-        assert (table - joint.softmax(-1)).abs().max() < 0.1
+        away = (table - joint.softmax(-1))[sound].abs()
+        assert away.max() < 0.15
+        assert away.mean() < 0.04
 
 
 def training_of(pair, objective, particles, seed=0):
