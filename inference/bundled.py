@@ -14,7 +14,7 @@ BUNDLED: dict[str, str] = {
     "wine": "178 wines of three growers, 13 chemical measurements (Forina et al. 1988)",
     "digits": "1797 handwritten digits, 64 pixels from 0 to 16 (Alpaydin & Kaynak 1998)",
     "binary_digits": "1797 handwritten digits, 64 pixels with ink (1) or without (0) (from digits: above half of 16)",
-    "labelled_digits": "1797 handwritten digits, every tenth with its label, and 64 pixels with ink or without",
+    "labelled_digits": "1797 handwritten digits: which digit, and ink (1) or none (0) in 64 places (from digits)",
     "digit_lines": "1797 handwritten digits, the ink in each of their 8 lines (from digits)",
     "breast_cancer": "569 tumours, 30 measurements of cell nuclei (Street, Wolberg & Mangasarian 1993)",
     "diabetes": "442 patients, 10 measurements, centred and scaled (Efron et al. 2004)",
@@ -207,7 +207,7 @@ def load_bundled(name: str) -> Any:
     if name == "labelled_digits":
         found = datasets.load_digits(as_frame=True)
         table = (found["data"] > 8).astype(int)
-        table.insert(0, "label", found["target"].astype(float).where(found["target"].index % 10 == 0))
+        table.insert(0, "digit", found["target"].astype(int))
         return table
     if name == "digit_lines":
         pixels = datasets.load_digits().images  # (N, 8, 8), each 0 to 16

@@ -15,6 +15,7 @@ class HasNetworks(ModelError):
     """A model with a network, met by what has no use for one."""
 
     def __init__(self, network: str) -> None:
+        self.network = network
         super().__init__(f"the model has a network, '{network}', whose weights are learned by gradient: use \"svi\"")
 
 

@@ -206,11 +206,13 @@ class Fit:
 
     def shared_draws(self, num: int = 100, seed: int = 0, data: Any = None) -> dict[str, Tensor]:
         """Draws (num, *shape) of the latents that all rows share from the guide, learned params beside them."""
+        self._without_networks("shared_draws")
         of = allocated if self.guide == allocated.GUIDE else guided
         return of.shared_draws(self, self.adapted(data), num, seed)
 
     def param_draws(self, num: int = 100, method: str = "laplace", seed: int = 0) -> dict[str, Tensor]:
         """Draws (num, *shape) of the params: "laplace" or "bootstrap" (parametric, refitted, labels aligned)."""
+        self._without_networks("param_draws")
         return draws.param_draws(self, num, method, seed)
 
     def to_arviz(self, draws: str | None = None, num_draws: int = 100, data: Any = None, seed: int = 0) -> Any:
@@ -223,6 +225,7 @@ class Fit:
 
     def half_steps(self, num_iters: int = 8, data: Any = None) -> list[HalfStep]:
         """log p(x) = ELBO + KL as numbers around each E-step and M-step, from this fit's own start."""
+        self._without_networks("half_steps")
         return half_steps(self, self.adapted(data), num_iters, self.weights if data is None else None)
 
     def plot(self, kind: str | None = None, data: Any = None) -> Any:
@@ -272,6 +275,10 @@ class Fit:
 
             return deep_rows
         return allocated if self.guide == allocated.GUIDE else generate
+
+    def _without_networks(self, verb: str) -> None:
+        if self.guide in WITH_NETWORKS:
+            raise DataError(f"{verb}: of weights of networks there is a point alone; see sample_posterior, importance")
 
     def _networks(self, verb: str, fills: bool = False) -> Any:
         if self.guide not in WITH_NETWORKS:

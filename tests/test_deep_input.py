@@ -189,6 +189,25 @@ def test_warm_up_and_free_bits_keep_latents_in_use():
     assert spread[2] > spread[0]
 
 
+def test_a_pair_of_ones_own_needs_no_guide_and_has_no_draws_of_weights():
+    net = mlp(2, (8,), 4)
+
+    def model(x):
+        decode = pyro.module("net", net)
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(decode(z), 1.0).to_event(1), obs=x)
+
+    fit = zoo.fit(Pair(model), IRIS, **SHORT)
+    assert (fit.inference, fit.guide) == ("svi", "amortized")
+    assert "a network, 'net'" in fit.reason
+    assert fit.posterior("z", IRIS).event_shape == (2,)
+    with pytest.raises(DataError, match="param_draws: of weights"):
+        fit.param_draws()
+    with pytest.raises(DataError, match="gaps: the fit has no encoder"):
+        zoo.fit("probabilistic_pca", IRIS).gaps()
+
+
 # --- models -----------------------------------------------------------------------------------------------------------
 
 
