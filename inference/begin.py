@@ -14,7 +14,7 @@ from .bags import Bags, densified
 from .checks import check_device
 from .data import Dataset, adapt, map_tensors
 from .derivation import mean_field
-from .errors import ModelError
+from .errors import HasNetworks, ModelError
 from .fit import in_double
 from .pair import Pair, on_table
 from .program import Program
@@ -64,7 +64,10 @@ def pick(pair: Pair, data: Any = None, fits: Sequence[str] = ()) -> tuple[str, s
     if data is not None:
         bound, dataset, home = take_in(pair, data, None, sparse=True)
         with engine_state(0, home):
-            structure = read(bound.model, sample_of(dataset.values))
+            try:
+                structure = read(bound.model, sample_of(dataset.values))
+            except HasNetworks as error:
+                return "svi", f"auto: the model has a network, '{error.network}', whose weights are climbed by gradient"
             try:
                 if read_allocation(bound.model, dataset.values, structure, dataset.schema) is not None:
                     return "cavi", REASONS["cavi"]

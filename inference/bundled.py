@@ -13,6 +13,8 @@ BUNDLED: dict[str, str] = {
     "iris": "150 flowers of three species, 4 lengths in cm (Fisher 1936)",
     "wine": "178 wines of three growers, 13 chemical measurements (Forina et al. 1988)",
     "digits": "1797 handwritten digits, 64 pixels from 0 to 16 (Alpaydin & Kaynak 1998)",
+    "binary_digits": "1797 handwritten digits, 64 pixels with ink (1) or without (0) (from digits: above half of 16)",
+    "labelled_digits": "1797 handwritten digits: which digit, and ink (1) or none (0) in 64 places (from digits)",
     "digit_lines": "1797 handwritten digits, the ink in each of their 8 lines (from digits)",
     "breast_cancer": "569 tumours, 30 measurements of cell nuclei (Street, Wolberg & Mangasarian 1993)",
     "diabetes": "442 patients, 10 measurements, centred and scaled (Efron et al. 2004)",
@@ -242,6 +244,13 @@ def load_bundled(name: str) -> Any:
         return _karate_club()
     from sklearn import datasets
 
+    if name == "binary_digits":
+        return (datasets.load_digits(as_frame=True)["data"] > 8).astype(int)
+    if name == "labelled_digits":
+        found = datasets.load_digits(as_frame=True)
+        table = (found["data"] > 8).astype(int)
+        table.insert(0, "digit", found["target"].astype(int))
+        return table
     if name == "digit_lines":
         pixels = datasets.load_digits().images  # (N, 8, 8), each 0 to 16
         return _frame({f"line {line}": ink.astype(int) for line, ink in enumerate(pixels.sum(2).T)})

@@ -123,12 +123,13 @@ def identity(run: Run, dataset: Dataset, options: dict[str, Any]) -> dict[str, A
     """What tells one fit from another."""
     model = {name: list(value.shape) for name, value in run.vector.origin.items()}
     data = {
-        name: [list(value.shape), str(value.dtype), _hash(value)] for name, value in tensors_of(dataset.values).items()
+        name: [list(value.shape), str(value.dtype), hashed(value)] for name, value in tensors_of(dataset.values).items()
     }
     return {"model": model, "data": data, **options}
 
 
-def _hash(value: Tensor) -> str:
+def hashed(value: Tensor) -> str:
+    """Tells tensors apart: of large ones some of the cells are looked at."""
     flat = value.detach().cpu().contiguous().flatten()
     step = max(1, flat.nbytes // HASHED_BYTES)
     return hashlib.sha256(flat[::step].contiguous().numpy().tobytes()).hexdigest()[:16]

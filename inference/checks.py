@@ -152,18 +152,18 @@ def _check_support(name: str, fn: Any, value: Tensor) -> None:
     for start in range(0, len(value), ROWS):
         part = value[start : start + ROWS]
         seen = ~part.isnan() if part.is_floating_point() else torch.ones_like(part, dtype=torch.bool)
-        fits = _fits(fn, support, torch.where(seen, part, torch.zeros_like(part)))
+        fits = fits_support(fn, support, torch.where(seen, part, torch.zeros_like(part)))
         fits = fits | ~(seen.flatten(-support.event_dim).all(-1) if support.event_dim else seen)
         if bool(fits.all()):
             continue
         where = (~fits).nonzero()[0].tolist()
         raise DataError(
             f"site '{name}': row {where[0] + start} holds {_show(part[tuple(where)])}, "
-            f"which {type(fn).__name__} cannot take: expected {_expected(fn)}"
+            f"which {type(fn).__name__} cannot take: expected {expected_words(fn)}"
         )
 
 
-def _fits(fn: Any, support: Any, value: Tensor) -> Tensor:
+def fits_support(fn: Any, support: Any, value: Tensor) -> Tensor:
     if hasattr(support, "lower_bound") and hasattr(support, "upper_bound"):
         # bounds that differ from cell to cell are met loosely here, and by the likelihood itself
         low, high = (torch.as_tensor(b) for b in (support.lower_bound, support.upper_bound))
@@ -174,7 +174,7 @@ def _fits(fn: Any, support: Any, value: Tensor) -> Tensor:
     return support.check(value)
 
 
-def _expected(fn: Any) -> str:
+def expected_words(fn: Any) -> str:
     kind = type(fn).__name__
     if kind == "Categorical":
         return (

@@ -27,6 +27,14 @@ class NotConjugate(ModelError):
         self.latent, self.site = latent, site
 
 
+class HasNetworks(ModelError):
+    """A model with a network, met by what has no use for one."""
+
+    def __init__(self, network: str) -> None:
+        self.network = network
+        super().__init__(f"the model has a network, '{network}', whose weights are learned by gradient: use \"svi\"")
+
+
 class OptionError(ValueError):
     """An option with a value that makes no sense: the message names the option, what was met and what was expected."""
 

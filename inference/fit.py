@@ -14,10 +14,7 @@ from pyro.distributions import constraints
 from torch import Tensor
 
 from . import (
-    allocated,
     draws,
-    factor_guide,
-    generate,
     groups,
     guided,
     predictions,
@@ -27,6 +24,7 @@ from . import (
     words,
 )
 from .bags import densified
+from .by_guide import NETWORKS, OWN, filling_of, making_of, posterior_of
 from .data import DataError, Dataset, Schema, adapt, map_tensors
 from .decompose import HalfStep, half_steps
 from .derived import Moments
@@ -38,7 +36,6 @@ from .pair import Pair
 from .program import Program
 from .structure import engine_state
 
-OWN: dict[str, Any] = {allocated.GUIDE: allocated, related.GUIDE: related}  # guides with verbs of their own
 DOUBLED_BYTES = 1 << 28  # float32 data up to this size are copied as float64; larger ones as they are read, by chunk
 
 
@@ -121,6 +118,8 @@ class Fit:
             return "exact"
         if self.guide == related.GUIDE:
             return "pseudo-likelihood: each node's edges given the labels of the others, averaged over draws"
+        if self.guide in NETWORKS:
+            return f"importance-weighted bound of {self._verbs.ROW_DRAWS} draws"
         return "importance-weighted bound" if self.bounded else "average over draws from the guide"
 
     def score(self, data: Any = None) -> Tensor:
@@ -149,8 +148,8 @@ class Fit:
     def posterior(self, site: str, data: Any = None) -> Any:
         """The posterior of one latent as a Pyro distribution: Categorical for a discrete one, the guide's factor for a
         continuous one, Delta for what was learned as a point."""
-        if self.guide in OWN:
-            return OWN[self.guide].factor(self, site, self.adapted(data))
+        if self.guide in OWN or (self.guide in NETWORKS and site not in self.params):
+            return self._verbs.factor(self, site, self.adapted(data))
         if self.guide:
             dataset = self.adapted(data)
             if site in guided.continuous_of(self, dataset):
@@ -181,39 +180,72 @@ class Fit:
         """`num` new rows, in the form the data came in (of a graph, a new one of `num` nodes). `given` fixes latents or
         observed sites by name.
         """
-        make = related if self.guide == related.GUIDE else generate
-        return make.generate(self, num, dict(given or {}), seed)
+        return making_of(self.guide).generate(self, num, dict(given or {}), seed)
 
     def reconstruct(self, data: Any = None) -> Any:
         """Each row's posterior predictive: its expected value (for categories the most probable), in the form it came
         in.
         """
-        fill = self._fill
-        return fill.reconstruct(self, self.adapted(data))
+        return self._fills.reconstruct(self, self.adapted(data))
 
     def impute(self, data: Any = None) -> Any:
         """The data with missing cells at their conditional expectation (for categories the most probable)."""
-        fill = self._fill
-        return fill.impute(self, self.adapted(data))
+        return self._fills.impute(self, self.adapted(data))
+
+    def predictions(self, data: Any = None) -> Moments:
+        """Posterior mean and standard deviation of the expected value of each cell, missing ones too, of a model whose
+        latents multiply (`bayesian_pca`, `probabilistic_matrix_factorization`).
+        """
+        return predictions.predictions(self, data)
+
+    # --- with networks ----------------------------------------------------------------------------------------------
+
+    def importance(self, data: Any = None, num: int = 200, seed: int | None = None) -> Any:
+        """The importance-weighted bound of each row from `num` draws: ``log_prob`` (N,), its standard ``error`` (N,),
+        and ``k_hat`` (N,), the tail of the weights, above 0.7 of which it cannot be relied on.
+        """
+        return self._networks("importance").importance(self, self.adapted(data), num, seed)
+
+    def embeddings(self, data: Any = None) -> Any:
+        """Posterior means of the continuous latents of each row, a DataFrame."""
+        return self._networks("embeddings").embeddings(self, self.adapted(data))
+
+    def interpolate(self, first: int, second: int, num: int = 8, data: Any = None) -> Any:
+        """Expected rows along the line between the embeddings of two rows, `num` of them, ends included."""
+        return self._networks("interpolate", fills=True).interpolate(self, self.adapted(data), first, second, num)
+
+    def gaps(self, data: Any = None, num_steps: int = 500, num: int = 1000) -> Any:
+        """How far the bound lies below log p(x): for want of a better family, and for want of a better encoder
+        (Cremer et al. 2018).
+        """
+        from .deep_gaps import gaps
+
+        self._networks("gaps")
+        return gaps(self, self.adapted(data), num_steps, num)
 
     # --- uncertainty, export, pictures ------------------------------------------------------------------------------
 
     def shared_draws(self, num: int = 100, seed: int = 0, data: Any = None) -> dict[str, Tensor]:
         """Draws (num, *shape) of the latents that all rows share from the guide, learned params beside them."""
+        self._without_networks("shared_draws")
         return OWN.get(self.guide, guided).shared_draws(self, self.adapted(data), num, seed)
 
     def param_draws(self, num: int = 100, method: str = "laplace", seed: int = 0) -> dict[str, Tensor]:
         """Draws (num, *shape) of the params: "laplace" or "bootstrap" (parametric, refitted, labels aligned)."""
+        self._without_networks("param_draws")
         return draws.param_draws(self, num, method, seed)
 
     def to_arviz(self, draws: str | None = None, num_draws: int = 100, data: Any = None, seed: int = 0) -> Any:
         """InferenceData (ArviZ 0.x) or DataTree (1.x): one draw of the params, or `num_draws` by "laplace" or
         "bootstrap".
         """
+        if self.guide in NETWORKS:
+            return self._fills.to_arviz(self, self.adapted(data), num_draws, seed)
         return groups.to_arviz(self, self.adapted(data), draws, num_draws, seed)
 
     def half_steps(self, num_iters: int = 8, data: Any = None) -> list[HalfStep]:
         """log p(x) = ELBO + KL as numbers around each E-step and M-step, from this fit's own start."""
+        self._without_networks("half_steps")
         return half_steps(self, self.adapted(data), num_iters, self.weights if data is None else None)
 
     def plot(self, kind: str | None = None, data: Any = None) -> Any:
@@ -249,12 +281,23 @@ class Fit:
     @property
     def _verbs(self) -> Any:
         """The functions that know this fit's posterior."""
-        return OWN.get(self.guide, guided) if self.guide else verbs
+        return posterior_of(self.guide)
 
     @property
-    def _fill(self) -> Any:
+    def _fills(self) -> Any:
         """The functions that know what its observed sites are expected to be."""
-        return {**OWN, factor_guide.GUIDE: predictions}.get(self.guide, generate)
+        return filling_of(self.guide)
+
+    def _without_networks(self, verb: str) -> None:
+        if self.guide in NETWORKS:
+            raise DataError(f"{verb}: of weights of networks there is a point alone; see sample_posterior, importance")
+
+    def _networks(self, verb: str, fills: bool = False) -> Any:
+        if self.guide not in NETWORKS:
+            raise DataError(
+                f"{verb}: the fit has no encoder: fit the pair with guide='amortized', or use score, latents"
+            )
+        return self._fills if fills else self._verbs
 
     def __repr__(self) -> str:
         name = self.pair.origin.name if self.pair.origin else getattr(self.pair.model, "__name__", "model")

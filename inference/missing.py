@@ -84,6 +84,7 @@ def complete(
 
 
 @marginal_log_prob.register(dist.MultivariateNormal)
+@marginal_log_prob.register(dist.LowRankMultivariateNormal)
 def _(fn: Any, value: Tensor, observed: Tensor) -> Tensor:
     part = observed_part(value, observed, fn.loc, fn.covariance_matrix)
     return -0.5 * part.distance - part.log_det - 0.5 * observed.sum(-1) * math.log(2 * math.pi)

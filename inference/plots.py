@@ -7,10 +7,12 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from .by_guide import NETWORKS
 from .errors import ModelError, OptionError
 from .plots_bound import bound, decomposition
 from .plots_clusters import clusters
 from .plots_columns import UnfitKind
+from .plots_deep import embedding, manifold
 from .plots_factors import biplot, loadings, scree
 from .plots_graphs import blocks
 from .plots_items import curves, information
@@ -37,6 +39,8 @@ KINDS: dict[str, Callable[..., Figure]] = {
     "rates": rates,
     "regressions": regressions,
     "decomposition": decomposition,
+    "embedding": embedding,
+    "manifold": manifold,
     "weights": weights,
     "blocks": blocks,
 }
@@ -57,6 +61,9 @@ BY_STRUCTURE = (
 )
 
 
+OF_NETWORKS = ("manifold", "embedding", "bound")  # of a fit with networks, the first that suits
+
+
 def plot(fit: Any, kind: str | None = None, data: Any = None) -> Figure:
     """Draw a fit.
 
@@ -68,7 +75,8 @@ def plot(fit: Any, kind: str | None = None, data: Any = None) -> Figure:
         "topics" of a model whose rows mix shared profiles of counts; "params" of one whose rows have no latents;
         "clusters" of one that observes numbers, "profiles" of categories ("curves" where a quantity of each row is
         computed from its latent, "confusion" where another column says who gave them), "rates" of counts, and "bound"
-        of any other.
+        of any other. Of a fit with networks "manifold" where its rows are square images with two latent numbers or
+        more, otherwise "embedding".
     data : anything `Fit.adapted` takes, optional
         Rows to draw in place of those of the fit.
 
@@ -83,7 +91,7 @@ def plot(fit: Any, kind: str | None = None, data: Any = None) -> Figure:
         No such kind, or one that does not fit the model.
     """
     if kind is None:
-        for name in BY_STRUCTURE:
+        for name in OF_NETWORKS if fit.guide in NETWORKS else BY_STRUCTURE:
             try:
                 return _drawn(name, fit, data)
             except UnfitKind:
@@ -91,6 +99,8 @@ def plot(fit: Any, kind: str | None = None, data: Any = None) -> Figure:
         return bound(fit, data)
     if kind not in KINDS:
         raise OptionError(f"kind: met {kind!r}, expected one of {', '.join(KINDS)}")
+    if fit.guide in NETWORKS and kind not in OF_NETWORKS:
+        raise OptionError(f"kind: met {kind!r}, but a fit with networks has {', '.join(OF_NETWORKS)}")
     try:
         return _drawn(kind, fit, data)
     except UnfitKind as error:

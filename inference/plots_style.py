@@ -39,7 +39,8 @@ def headline(fit: Any) -> str:
     """Model, its hyper-parameters, and the log-likelihood (and bound) that the fit reached."""
     origin = fit.pair.origin
     name = origin.name if origin else getattr(fit.pair.model, "__name__", "model")
-    options = ", ".join(f"{key}={value}" for key, value in origin.hyperparameters.items()) if origin else ""
+    shown = [one for one in origin.hyperparameters.items() if one[1] is not None] if origin else []
+    options = shortened([f"{key}={value}" for key, value in shown])
     doubts = {"not converged": not fit.converged, "degenerate": fit.mode_map[0].degenerate}
     state = f"  ({', '.join(word for word, met in doubts.items() if met)})" if any(doubts.values()) else ""
     reached = f"log-likelihood {number(fit.log_likelihood)}"
@@ -47,6 +48,12 @@ def headline(fit: Any) -> str:
         centre = "" if math.isnan(fit.entropy) else f", {reached} at the centre"
         reached = f"evidence lower bound {number(fit.history[-1].item())}{centre}"
     return f"{name}{f'({options})' if options else ''}\n{reached}{state}"
+
+
+def shortened(words: list[str], room: int = 60) -> str:
+    """As many of some words as there is room for."""
+    kept = [word for n, word in enumerate(words) if len(", ".join(words[: n + 1])) <= room or n == 0]
+    return ", ".join(kept + ["..."] * (len(kept) < len(words)))
 
 
 def dress(axes: Axes, title: str = "", x: str = "", y: str = "") -> None:

@@ -14,7 +14,7 @@ import torch
 from pyro.distributions import constraints
 from torch import Tensor
 
-from .checks import _expected, _fits
+from .checks import expected_words, fits_support
 from .conjugate import DrawnPrior, MeanField, Moment, Prior
 from .data import DataError, Schema
 from .derivation import _add, _check_uses, _family_of, _form, _prior
@@ -283,7 +283,7 @@ def _check_rates(probe: Probe, rates: tuple[Tensor, Tensor], edges: Edges) -> No
 
 
 def _check_edges(site: str, fn: Any, edges: Edges, schema: Schema) -> None:
-    wrong = (~_fits(fn, fn.support, edges.value)).nonzero().flatten()
+    wrong = (~fits_support(fn, fn.support, edges.value)).nonzero().flatten()
     if len(wrong):
         names = schema.columns
         i, j = int(edges.first[wrong[0]]), int(edges.second[wrong[0]])
@@ -292,7 +292,7 @@ def _check_edges(site: str, fn: Any, edges: Edges, schema: Schema) -> None:
         way = (
             "give 1 for each edge, or take a model of counts" if fn.support is constraints.boolean else "mend the data"
         )
-        raise DataError(f"site '{site}': nodes {pair} have {met}, expected {_expected(fn)}; {way}")
+        raise DataError(f"site '{site}': nodes {pair} have {met}, expected {expected_words(fn)}; {way}")
 
 
 def _note(moves: dict[str, list[Tensor]], form: Form) -> None:

@@ -39,6 +39,8 @@ def save(fit: Any, folder: str | Path) -> Path:
         modes.append({fact: getattr(mode, fact) for fact in facts})
     arrays["bounds"] = torch.tensor(fit.mode_map.bounds, dtype=torch.float64)
     origin = fit.pair.origin
+    if origin is not None and any(isinstance(v, torch.nn.Module) for v in origin.hyperparameters.values()):
+        origin = None  # a network of the user's own cannot be made again from a name: loading takes the pair
     record = {
         "kind": "fit",
         "inference": fit.inference,

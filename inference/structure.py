@@ -21,7 +21,8 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from .arrays import DataError
-from .errors import ModelError, OptionError
+from .errors import HasNetworks, ModelError, OptionError
+from .networks import DIVIDER
 from .shapes import check_shapes, plate_mismatch
 from .symbols import drawn, plain, symbol
 
@@ -89,6 +90,8 @@ class Bind(Messenger):
     def _pyro_param(self, msg: dict) -> None:
         if msg["name"] in self.values:
             msg["value"], msg["done"] = self.values[msg["name"]], True
+        elif DIVIDER in msg["name"]:
+            raise HasNetworks(msg["name"].partition(DIVIDER)[0])
 
     def _pyro_post_param(self, msg: dict) -> None:
         if self.nodes is not None:

@@ -13,6 +13,8 @@ import torch
 from pyro.distributions import constraints
 from torch import Tensor
 
+from .amortized import asked_for
+from .annealing import FreeBits, Warmup
 from .ascent import WINDOW, NotFinite
 from .begin import first_starts, take_in
 from .blame import blame
@@ -21,6 +23,7 @@ from .checkpoints import Checkpoints, identity, restore
 from .checks import check_counts, check_options, check_rows, check_seed, check_spread, check_values, row_weights
 from .compiler import compile_program
 from .data import Dataset, num_rows
+from .deep import Asked, deep_svi, has_networks
 from .errors import FitError, ModelError, OptionError, warn
 from .estep import one_thread
 from .fit import Fit, finish
@@ -39,6 +42,7 @@ logging.getLogger("latentzoo").addHandler(logging.NullHandler())
 
 FULL_BATCH = 5_000  # rows up to which every step sees all of them
 BATCH = 1_000
+PARTICLES, RATE = 2, 0.05  # of a step; of Adam
 RACE = 200  # steps of each start before the best goes on
 DRAWS = 100  # of the estimate of the bound that was reached
 LARGE = 1_000_000  # numbers of a step from which torch's threads pay
@@ -51,9 +55,9 @@ def svi(
     guide: str | Callable[[Any], Any] | None = None,
     num_steps: int = 20_000,
     batch_size: int | None = None,
-    num_particles: int = 2,
+    num_particles: int | None = None,
     alpha: float = 1.0,
-    learning_rate: float = 0.05,
+    learning_rate: float | None = None,
     tol: float = 1e-7,
     clip: float = 10.0,
     restarts: int = 1,
@@ -64,6 +68,12 @@ def svi(
     checkpoint_steps: int = 1_000,
     checkpoint_seconds: float = 60.0,
     resume: bool = False,
+    epochs: int | None = None,
+    objective: str | None = None,
+    warmup: Warmup | None = None,
+    free_bits: FreeBits | float | None = None,
+    validation: float = 0.0,
+    patience: int = 10,
     device: str | torch.device | None = None,
     progress: bool | None = None,
 ) -> Fit:
@@ -77,21 +87,25 @@ def svi(
     pair : Pair
     data : anything `data.adapt` takes
         NaN cells are missing, and integrated out exactly.
-    guide : str or callable, optional
+    guide : str, Amortized or callable, optional
         "mean_field", "full_rank", "low_rank" (normal distributions over the unconstrained continuous latents),
-        "delta" (MAP), or a guide function of the data. Default: the pair's own, otherwise "mean_field".
+        "delta" (MAP), "amortized", "amortized_full" (an encoder computes the factors of each row, `Amortized` says of
+        what layers), or a guide function of the data. Default: the pair's own, otherwise "mean_field", or "amortized"
+        where the model has networks.
     num_steps : int
         At most.
     batch_size : int, optional
         Rows of a step, 1 to N, drawn without replacement until all have been seen. Default: all rows up to 5,000,
-        otherwise 1,000.
-    num_particles : int
-        Draws from the guide at each step; those of a derived guide come in antithetic pairs.
+        otherwise 1,000; with networks all rows up to 256, otherwise 128.
+    num_particles : int, optional
+        Draws from the guide at each step, 2 by default; those of a derived guide come in antithetic pairs. With
+        networks 1, and 5 where the objective is not the ELBO.
     alpha : float
         Order of the Renyi bound (Li and Turner 2016): 1 is the ELBO; 0 is the importance-weighted bound (Burda et al.
         2016), which tightens as `num_particles` grows.
-    learning_rate : float
-        Of Adam, in units of each number's own curvature at the start. It falls by itself.
+    learning_rate : float, optional
+        Of Adam, 0.05 by default, in units of each number's own curvature at the start; with networks 0.001, in those
+        of the weights. It falls by itself.
     tol : float
         Relative: a fit has converged when a lower learning rate gains less. 0 runs exactly `num_steps`.
     clip : float
@@ -108,6 +122,11 @@ def svi(
         whichever comes first, and at the end.
     resume : bool
         Go on from `checkpoint` where it holds one: the result is that of a run that was never interrupted, to the bit.
+    epochs, objective, warmup, free_bits, validation, patience :
+        With networks: passes over the data at most, in place of `num_steps`; "elbo", "iwae" (the importance-weighted
+        bound) or "dreg" (the same, by its doubly reparameterized gradient, Tucker et al. 2019); `Warmup` of the KL
+        divergence; nats that each number of a latent has for nothing (`FreeBits`); the share of the rows held out, on
+        whose bound the best weights are kept; and how many looks at the bound without a gain lower the learning rate.
     device : str, optional
         Default: where the data are.
     progress : bool, optional
@@ -130,19 +149,62 @@ def svi(
     ConvergenceWarning
         `num_steps` came first, or Ctrl-C did.
     """
-    check_counts(num_steps=(num_steps, 0), restarts=(restarts, 1), num_particles=(num_particles, 1))
+    check_counts(num_steps=(num_steps, 0), restarts=(restarts, 1))
+    check_counts(num_particles=(2 if num_particles is None else num_particles, 1))
     check_counts(checkpoint_steps=(checkpoint_steps, 1))
-    check_options(tol=(tol, 0), clip=(clip, 0), alpha=(alpha, 0), learning_rate=(learning_rate, 0))
+    check_options(tol=(tol, 0), clip=(clip, 0), alpha=(alpha, 0))
     check_options(checkpoint_seconds=(checkpoint_seconds, 0))
     seed = check_seed(seed)
-    if not learning_rate > 0:
+    if learning_rate is not None:
+        check_options(learning_rate=(learning_rate, 0))
+    if learning_rate == 0:
         raise OptionError(f"learning_rate: met {learning_rate!r}, expected a number above 0")
-    if alpha != 1.0 and num_particles < 2:
+    if alpha != 1.0 and num_particles == 1:
         raise OptionError(f"alpha: met {alpha:g} with num_particles={num_particles}; other bounds than the ELBO need 2")
     if resume and checkpoint is None:
         raise OptionError("resume: met True without a folder to go on from; give checkpoint='run/' too")
     pair, dataset, home = take_in(pair, data, device)
     pair = replace(pair, guide=guide) if callable(guide) else pair
+    amortized = asked_for(guide)
+    options_of_networks = {
+        "epochs": epochs,
+        "objective": objective,
+        "warmup": warmup,
+        "free_bits": free_bits,
+        "validation": validation or None,
+    }
+    if amortized or has_networks(pair, dataset.values, seed):
+        if alpha != 1.0:
+            raise OptionError(f"alpha: met {alpha:g}; a pair with networks has objective='iwae' in its place")
+        asked = Asked(
+            amortized,
+            epochs,
+            num_steps,
+            batch_size,
+            num_particles,
+            learning_rate,
+            objective,
+            warmup,
+            free_bits,
+            validation,
+            patience,
+            tol,
+            clip,
+            restarts,
+            seed,
+            weights,
+            start,
+            checkpoint,
+            checkpoint_steps,
+            checkpoint_seconds,
+            resume,
+            progress,
+        )
+        return deep_svi(pair, dataset, home, asked)
+    for name, value in options_of_networks.items():
+        if value is not None:
+            raise OptionError(f"{name}: met {value!r}, an option of pairs with networks, and the pair has none")
+    num_particles, learning_rate = num_particles or PARTICLES, learning_rate or RATE
     shape = _shape_of(guide, pair)
     with engine_state(seed, home):
         structure = read(pair.model, dataset.values)
@@ -168,9 +230,9 @@ def svi(
         if batch and isinstance(sampler, OwnGuide):
             check_batches(sampler, runs[0].parts(), dataset.values, batch)
         race = min(RACE, num_steps) if lead > 1 else 0
-        asked = {"guide": shape.name if shape else "own", "restarts": lead}
-        asked |= {name: value for name, value in options._asdict().items() if name != "shape"}
-        saver = Checkpoints(checkpoint, checkpoint_steps, checkpoint_seconds, identity(runs[0], dataset, asked))
+        settings: dict[str, Any] = {"guide": shape.name if shape else "own", "restarts": lead}
+        settings |= {name: value for name, value in options._asdict().items() if name != "shape"}
+        saver = Checkpoints(checkpoint, checkpoint_steps, checkpoint_seconds, identity(runs[0], dataset, settings))
         bar = Progress(num_steps, "svi", progress)
         best, ends, stopped = runs[0], [], ""
         try:

@@ -10,6 +10,7 @@ from torch import Tensor
 from .data import DataError, Dataset, Schema
 from .errors import ModelError
 from .loadings import Loadings, loadings_of
+from .networks import DIVIDER
 from .normals import summed_out
 from .rotations import varimax
 from .structure import engine_state
@@ -25,7 +26,8 @@ MADE_UP = 5  # rows
 def summary(fit: Any) -> str:
     """A page of plain words and numbers."""
     name = fit.pair.origin.name if fit.pair.origin else getattr(fit.pair.model, "__name__", "model")
-    options = ", ".join(f"{k}={v}" for k, v in fit.pair.origin.hyperparameters.items()) if fit.pair.origin else ""
+    given = fit.pair.origin.hyperparameters.items() if fit.pair.origin else ()
+    options = ", ".join(f"{k}={v}" for k, v in given if v is not None)
     iterations = len(fit.history) - 1
     state = (
         f"converged after {iterations} iterations"
@@ -42,9 +44,15 @@ def summary(fit: Any) -> str:
         f"AIC {fit.aic:.2f}   BIC {fit.bic:.2f}   ICL {fit.icl:.2f}",
         "",
     ]
+    networks: dict[str, int] = {}
     for key, value in fit.params.items():
+        network, divider, _ = key.partition(DIVIDER)
+        if divider:
+            networks[network] = networks.get(network, 0) + value.numel()
+            continue
         lines += [f"  {key} {tuple(value.shape)}", *("    " + line for line in _table(value, fit.schema.columns))]
-    lines += _turned(fit)
+    lines += [f"  {network}: a network of {size:,} weights" for network, size in networks.items()]
+    lines += [] if networks else _turned(fit)
     if len(fit.mode_map.bounds) > 1:
         lines += ["", "  where the starts ended:", *("    " + line for line in str(fit.mode_map).splitlines())]
     return "\n".join(lines)

@@ -1,6 +1,16 @@
 """The models: one a file, grouped by family. Importing this package registers them all."""
 
 from .comparisons import bradley_terry
+from .deep import (
+    autoencoder,
+    beta_vae,
+    conditional_vae,
+    gaussian_mixture_vae,
+    linear_vae,
+    missing_data_vae,
+    semi_supervised_vae,
+    vae,
+)
 from .factors import analysis, bayesian_pca, matrix_factorization, mixture, pca
 from .graphs import degree_corrected, stochastic_block
 from .hierarchical import normal as hierarchical_normal
@@ -26,22 +36,28 @@ from .topics import gamma_poisson_factorization, lda
 
 __all__ = [
     "analysis",
+    "autoencoder",
     "bayesian_dawid_skene",
     "bayesian_gaussian",
     "bayesian_latent_class",
     "bayesian_pca",
+    "beta_vae",
     "bradley_terry",
+    "conditional_vae",
     "dawid_skene",
     "degree_corrected",
     "experts",
     "gamma_poisson",
     "gamma_poisson_factorization",
     "gaussian",
+    "gaussian_mixture_vae",
     "hierarchical_normal",
     "item_response",
     "latent_class",
     "lda",
+    "linear_vae",
     "matrix_factorization",
+    "missing_data_vae",
     "mixed",
     "mixture",
     "multinomial",
@@ -50,7 +66,9 @@ __all__ = [
     "poisson",
     "register",
     "regressions",
+    "semi_supervised_vae",
     "stochastic_block",
     "student_t",
+    "vae",
     "zero_inflated_poisson",
 ]

@@ -10,9 +10,12 @@ from pyro import poutine
 
 from latentzoo import zoo
 from latentzoo.inference.data import adapt
+from latentzoo.inference.deep import has_networks
+from latentzoo.inference.deep_story import network_state, read_story, to_dtype
 from latentzoo.inference.derived import Moments
 from latentzoo.inference.errors import OptionError
 from latentzoo.inference.generate import known_cells
+from latentzoo.inference.networks import DIVIDER
 from latentzoo.inference.pair import on_table
 from latentzoo.inference.relations import read_relation
 from latentzoo.inference.structure import engine_state, read, sample_sites
@@ -51,8 +54,19 @@ def fit(request, pair, data):
     """One fit for all the tests of a case: fits are frozen."""
     case = request.node.callspec.id
     if case not in FITS:
-        FITS[case] = zoo.fit(pair, data, restarts=3, seed=1)
+        short = {"restarts": 1, "num_steps": 100, "tol": 0} if by_gradient(pair) else {"restarts": 3}
+        FITS[case] = zoo.fit(pair, data, seed=1, **short)
     return FITS[case]
+
+
+def by_gradient(pair):
+    """Whether nothing but SVI fits the model: what it reaches is near an optimum, and its bound has noise."""
+    return zoo.card(pair.origin.name).inference == ("svi",)
+
+
+def few(pair, iterations):
+    """Options of a short fit."""
+    return {"tol": 0, "num_steps" if by_gradient(pair) else "max_iters": iterations}
 
 
 def needs(name, *inference):
@@ -77,8 +91,9 @@ def continuous(pair, data):
 def observed_sites(pair, data):
     """The observed sites of a run of the model on data whose cells are marked."""
     dataset = taken(pair, data)
-    with engine_state(0):
-        marked = symbol(dataset.values, "data")
+    deep = has_networks(pair, dataset.values, 0)
+    with network_state(0, "cpu", torch.float32) if deep else engine_state(0):
+        marked = symbol(to_dtype(dataset.values, torch.float32) if deep else dataset.values, "data")
         sites = sample_sites(poutine.trace(on_table(pair, dataset.schema).model).get_trace(marked))
     return [site for site in sites.values() if site["is_observed"]]
 
@@ -119,17 +134,23 @@ def numbers(data):
 
 
 def test_the_model_can_be_read_and_its_card_is_whole(name, pair, data, rows):
-    with engine_state(0):
-        found = taken(pair, data)
-        model = on_table(pair, found.schema).model
-        if pair.graph is None:
-            structure = read(model, found.values)
-        else:  # its rows meet, so they are not read one by one
-            relation = read_relation(model, found.values, pair.graph, found.schema)
-            structure = relation.field.program.structure
-    assert structure.params
-    assert structure.observed
-    assert structure.num_rows == rows
+    found = taken(pair, data)
+    on_data = on_table(pair, found.schema)
+    if has_networks(on_data, found.values, 0):
+        with network_state(0, "cpu", torch.float32):
+            story = read_story(on_data, to_dtype(found.values, torch.float32))
+        assert story.networks
+        assert story.observed
+    else:
+        with engine_state(0):
+            if pair.graph is None:
+                structure = read(on_data.model, found.values)
+            else:  # its rows meet, so they are not read one by one
+                relation = read_relation(on_data.model, found.values, pair.graph, found.schema)
+                structure = relation.field.program.structure
+        assert structure.params
+        assert structure.observed
+        assert structure.num_rows == rows
     card = zoo.card(name)
     assert card.story
     assert card.references
@@ -171,7 +192,7 @@ def test_svi_reaches_the_bound_of_cavi(name, pair, data, rows):
 
 def test_auto_picks_the_first_inference_of_the_card_and_says_why(name, fit):
     assert fit.inference == zoo.card(name).inference[0]
-    assert {"em": "EM is exact", "cavi": "conjugate"}[fit.inference] in fit.reason
+    assert {"em": "EM is exact", "cavi": "conjugate", "svi": "auto: the "}[fit.inference] in fit.reason
     assert fit.reason in fit.summary()
 
 
@@ -183,12 +204,12 @@ def test_scores_are_one_finite_number_per_row_and_sum_to_the_log_likelihood(fit,
         assert score.sum().item() == pytest.approx(fit.log_likelihood, rel=1e-10)
 
 
-def test_posteriors_are_probabilities(fit, data, rows):
+def test_posteriors_are_probabilities(name, fit, data, rows):
     for probs in fit.latents(data).values():
         if isinstance(probs, Moments):
             assert len(probs.mean) == rows
             assert torch.isfinite(probs.mean).all()
-            assert (probs.sd > 0).any()
+            assert (probs.sd > 0).any() or "code" in zoo.card(name).size  # a code is computed, not drawn
             continue
         assert probs.shape[0] == rows
         torch.testing.assert_close(probs.sum(-1), torch.ones(probs.shape[:-1], dtype=torch.float64))
@@ -216,13 +237,15 @@ def test_a_saved_fit_scores_bitwise_the_same(fit, data, tmp_path):
 
 @pytest.mark.filterwarnings("ignore:Estimated shape parameter of Pareto:UserWarning")
 @pytest.mark.filterwarnings("ignore:invalid value encountered in scalar divide:RuntimeWarning")
-def test_arviz_opens_it_and_summary_and_loo_run(fit, data, rows):
+def test_arviz_opens_it_and_summary_and_loo_run(name, fit, data, rows):
     posterior = fit.to_arviz(draws=None if fit.guide else "laplace", num_draws=100 if fit.guide else 300)
-    assert set(fit.params) <= set(posterior.posterior.data_vars)
+    params = [param for param in fit.params if DIVIDER not in param]  # weights of networks are no quantities
+    assert set(params) <= set(posterior.posterior.data_vars)
     assert set(fit.latents(data)) <= set(posterior.posterior.data_vars)
     groups = set(posterior.groups())
-    assert {"posterior", "posterior_predictive", "log_likelihood", "observed_data", "sample_stats"} <= groups
-    assert np.isfinite(az.summary(posterior, var_names=list(fit.params), kind="stats")["mean"]).all()
+    assert {"posterior", "log_likelihood", "observed_data", "sample_stats"} <= groups
+    assert "posterior_predictive" in groups or "code" in zoo.card(name).size
+    assert np.isfinite(az.summary(posterior, var_names=params or None, kind="stats")["mean"]).all()
     loo = az.loo(posterior)
     assert loo.n_data_points == rows
     assert fit.guide or loo.elpd_loo < fit.log_likelihood + 1
@@ -256,15 +279,15 @@ def test_missing_cells_are_scored_by_what_is_left(fit, pair, data):
 
 def test_missing_cells_are_fitted_and_imputed(pair, data):
     gaps = with_gaps(pair, data)
-    fit = zoo.fit(pair, gaps, restarts=2, max_iters=40, tol=0)
-    assert (np.diff(fit.history.numpy()) >= -1e-9 * (1 + abs(fit.log_likelihood))).all()
+    fit = zoo.fit(pair, gaps, restarts=2, **few(pair, 40))
+    assert by_gradient(pair) or (np.diff(fit.history.numpy()) >= -1e-9 * (1 + abs(fit.log_likelihood))).all()
     filled, seen = numbers(fit.impute(gaps)), ~numbers(gaps).isnan()
     assert not filled.isnan().any()
     assert torch.equal(filled[seen], numbers(gaps)[seen])
 
 
 def test_the_same_seed_gives_the_same_bits(pair, data):
-    one, two = (zoo.fit(pair, data, restarts=2, seed=7, max_iters=15, tol=0) for _ in range(2))
+    one, two = (zoo.fit(pair, data, restarts=2, seed=7, **few(pair, 15)) for _ in range(2))
     assert torch.equal(one.history, two.history)
     assert all(torch.equal(one.params[name], two.params[name]) for name in one.params)
     draws = [f.sample_posterior(5, seed=3) for f in (one, two)]
@@ -276,8 +299,10 @@ def test_the_caller_is_left_as_he_was(pair, data):
     with store.scope():
         pyro.param("weights", torch.tensor(5.0))
         before, state = torch.get_default_dtype(), torch.random.get_rng_state()
-        fit = zoo.fit(pair, data, seed=3, max_iters=5, tol=0)
-        fit.score(data), fit.generate(3), fit.sample_posterior(2)
+        fit = zoo.fit(pair, data, seed=3, **few(pair, 5))
+        fit.score(data), fit.sample_posterior(2)
+        if "code" not in zoo.card(pair.origin.name).size:  # a code has no distribution to draw rows from
+            fit.generate(3)
         assert list(store.keys()) == ["weights"]
         assert store["weights"].item() == 5.0
         assert torch.get_default_dtype() is before
@@ -285,6 +310,8 @@ def test_the_caller_is_left_as_he_was(pair, data):
 
 
 def test_repeated_rows_may_come_as_weights(name, pair, data, rows):
+    if by_gradient(pair):
+        pytest.skip("its steps are random, and others for other rows")
     found = taken(pair, data)
     refuse = pair.graph is not None or name in ("bayesian_pca", "probabilistic_matrix_factorization")
     if zoo.card(name).inference[0] == "cavi" and refuse:

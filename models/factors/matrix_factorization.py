@@ -56,7 +56,7 @@ def probabilistic_matrix_factorization(num_factors: int = 2, layout: str = "long
     ``rating`` (N, M)             observed
     ============================  ======================================================
 
-    ``latentzoo.inference.predictions.predictions(fit, data)`` foretells ratings, each with its standard deviation.
+    ``fit.predictions(data)`` foretells ratings, each with its standard deviation.
     """
     if num_factors < 1:
         raise OptionError(f"num_factors: met {num_factors}, expected at least 1")

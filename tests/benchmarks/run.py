@@ -19,6 +19,7 @@ from datetime import date
 import numpy as np
 import torch
 from cavi_jobs import CAVI_JOBS
+from deep_jobs import DEEP_JOBS
 from factor_jobs import factor_analysis
 from measure import Row, alternate, per_iteration, seconds, timed
 from svi_jobs import optimum, step_of_factors, step_of_mixture
@@ -263,6 +264,7 @@ JOBS: dict[str, Callable[[int], Row]] = {
     "lda-gensim": lambda r: race("gensim", 20_000, 5_000, 50, 1.0, min(r, 1)),
     "lda-online": lambda r: race("scikit-learn, online", 20_000, 5_000, 50, 1.0, min(r, 1)),
     "lda-batch": lambda r: race("scikit-learn, batch", 20_000, 5_000, 50, 2.0, min(r, 1)),
+    **DEEP_JOBS,
     "start-up": start_up,
     "memory-diagonal": lambda r: memory("diagonal"),
     "memory-full": lambda r: memory("full"),

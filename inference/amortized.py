@@ -1,0 +1,155 @@
+"""Encoders that follow from a model: a guide whose factors of each row are computed from the row by a network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
+from torch.distributions import biject_to, constraints
+
+from .arrays import num_rows, tensors_of
+from .data import Schema
+from .deep_story import Story
+from .errors import ModelError, OptionError
+from .free import base_constraint
+from .networks import DIVIDER, fresh, mlp, normal_of, num_stats
+from .pair import Pair
+
+NETWORK = "encoder"
+
+
+@dataclass(frozen=True)
+class Amortized:
+    """A guide that an encoder computes: normal factors of the unconstrained continuous latents of a row.
+
+    Attributes
+    ----------
+    full : bool
+        A full covariance of each latent, not a diagonal one.
+    hidden : sequence of int
+        Units of the hidden layers; none for a linear encoder.
+    """
+
+    full: bool = False
+    hidden: Sequence[Any] = (64,)
+
+    def __post_init__(self) -> None:
+        if any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in self.hidden):
+            raise OptionError(f"hidden: met {self.hidden!r}, expected whole numbers of at least 1")
+
+    @property
+    def name(self) -> str:
+        return "amortized_full" if self.full else "amortized"
+
+
+NAMES = {"amortized": Amortized(), "amortized_full": Amortized(full=True)}
+
+
+def asked_for(guide: Any) -> Amortized | None:
+    """The amortized guide that an option asks for, if it does."""
+    return guide if isinstance(guide, Amortized) else NAMES.get(guide) if isinstance(guide, str) else None
+
+
+def amortize(
+    pair: Pair, story: Story, data: Any, schema: Schema, shape: Amortized, known: Mapping[str, Tensor] | None = None
+) -> tuple[Pair, dict[str, Tensor]]:
+    """The pair with an encoder for its guide, and what the encoder measures columns by.
+
+    Parameters
+    ----------
+    data : what the model takes
+        Rows to measure the columns on, where `known` does not say it.
+    known : dict, optional
+        Of a fit: ``mean`` and ``sd`` of the columns.
+    """
+    if story.data_dim != -1:
+        raise ModelError("amortized: the latents lie in a plate inside the rows: write a guide for them")
+    features = _features(data, schema)
+    if known is None:
+        cells = features(data)
+        seen = ~cells.isnan()
+        count = seen.sum(0).clamp_min(1)
+        mean = cells.nan_to_num().sum(0) / count
+        sd = ((torch.where(seen, cells - mean, 0.0) ** 2).sum(0) / count).sqrt()
+        known = {"mean": mean, "sd": torch.where(sd > 0, sd, 1.0)}
+    mean, sd = known["mean"], known["sd"]
+    sizes = {name: _size(fn) for name, fn in story.latents.items()}
+    outputs = [num_stats(size, shape.full) for size in sizes.values()]
+    with torch.random.fork_rng():
+        network = mlp(2 * len(mean), shape.hidden, sum(outputs)).to(story.dtype)
+
+    def guide(rows: Any) -> None:
+        encoder = pyro.module(NETWORK, network)
+        cells = (features(rows) - mean) / sd
+        stats = encoder(torch.cat([cells.nan_to_num(nan=0.0), (~cells.isnan()).to(cells.dtype)], -1))
+        with pyro.plate("data", num_rows(rows)):
+            for (name, size), part in zip(sizes.items(), stats.split(outputs, -1), strict=True):
+                pyro.sample(name, _factor(story.latents[name], normal_of(part, size, shape.full)))
+
+    initialize = _with_weights(pair, network)
+    return replace(pair, guide=guide, initialize=initialize), {"mean": mean, "sd": sd}
+
+
+def _with_weights(pair: Pair, network: nn.Module) -> Callable[..., Any]:
+    """Starting values of the model, and of the encoder for each of them."""
+
+    def initialize(data: Any, generator: torch.Generator) -> Any:
+        found = pair.initialize(data, generator) if pair.initialize else {}
+        each = iter([found]) if isinstance(found, Mapping) else found
+        for one in each:
+            yield {**one, **fresh({NETWORK: network}, generator)}
+
+    return initialize
+
+
+def hidden_of(parts: Mapping[str, Tensor]) -> tuple[int, ...]:
+    """The hidden layers of an encoder, from its weights."""
+    weights = [value for name, value in parts.items() if DIVIDER in name and value.dim() == 2]
+    return tuple(len(weight) for weight in weights[:-1])
+
+
+def _size(fn: Any) -> int:
+    transform = biject_to(fn.support)
+    shape = transform.inverse_shape(fn.event_shape)
+    return int(torch.Size(shape).numel())
+
+
+def _factor(prior: Any, normal: Any) -> Any:
+    """A normal of vectors as a distribution over the values of a latent."""
+    support, event = prior.support, tuple(prior.event_shape)
+    real = base_constraint(support) is constraints.real or support is constraints.real_vector
+    if real and len(event) == 1:
+        return normal
+    free = tuple(biject_to(support).inverse_shape(event))
+    shaped = torch.distributions.transforms.ReshapeTransform(normal.event_shape, torch.Size(free))
+    parts = [shaped] if real else [shaped, biject_to(support)]
+    return dist.TransformedDistribution(normal, parts)
+
+
+def _features(data: Any, schema: Schema) -> Callable[[Any], Tensor]:
+    """How to lay the cells of rows out as numbers (B, F); columns of three labels or more become one for each."""
+    labels = {n: len(schema.labels.get(name, ())) for n, name in enumerate(schema.columns or ())}
+    wide = {n: size for n, size in labels.items() if size > 2 and isinstance(data, Tensor)}
+
+    def features(rows: Any) -> Tensor:
+        size = num_rows(rows)
+        fields = [t.reshape(size, -1) for t in tensors_of(rows).values() if t.dim() and len(t) == size]
+        cells = torch.cat([t.to(torch.get_default_dtype()) for t in fields], -1)
+        if not wide:
+            return cells
+        columns = []
+        for n, column in enumerate(cells.unbind(-1)):
+            if n in wide:
+                codes = torch.arange(wide[n]).to(cells)
+                hot = (column.unsqueeze(-1) == codes).to(cells.dtype)
+                columns.append(torch.where(column.isnan().unsqueeze(-1), torch.nan, hot))
+            else:
+                columns.append(column.unsqueeze(-1))
+        return torch.cat(columns, -1)
+
+    return features

@@ -1,0 +1,246 @@
+"""Stochastic variational inference of pairs with networks, and of any pair whose guide is an encoder."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .amortized import Amortized, amortize
+from .annealing import FreeBits, Warmup
+from .arrays import is_missing, num_rows, slice_rows, tensors_of
+from .ascent import NotFinite
+from .batches import Batches
+from .checks import check_counts, check_options, row_weights
+from .data import Dataset
+from .deep_checkpoints import DeepCheckpoints
+from .deep_checks import check_rows_seen, check_sites
+from .deep_fit import deep_fit
+from .deep_story import Story, free_value, installed, network_state, read_story, to_dtype
+from .deep_train import Plan, Progressed, Training, adam
+from .errors import FitError, HasNetworks, ModelError, OptionError, warn
+from .estep import one_thread
+from .fit import Fit
+from .loop import Progress
+from .pair import Pair
+from .structure import ROOM_FOR_PLATES, Bind, engine_state, run
+
+OBJECTIVES = ("elbo", "iwae", "dreg")
+RATE, BATCH, FULL = 1e-3, 128, 256  # learning rate; rows of a step, all up to FULL of them
+RACE = 100  # steps of each start before the best begins again
+LOOK = 64  # rows of the run that looks for networks
+LARGE = 5_000_000  # products of a step from which torch's threads pay
+
+
+class Asked(NamedTuple):
+    """Options of `svi` that concern pairs with networks."""
+
+    amortized: Amortized | None
+    epochs: int | None
+    num_steps: int
+    batch_size: int | None
+    num_particles: int | None
+    learning_rate: float | None
+    objective: str | None
+    warmup: Warmup | None
+    free_bits: FreeBits | float | None
+    validation: float
+    patience: int
+    tol: float
+    clip: float
+    restarts: int
+    seed: int
+    weights: Any
+    start: Mapping[str, Tensor] | None
+    checkpoint: str | Path | None
+    checkpoint_steps: int
+    checkpoint_seconds: float
+    resume: bool
+    progress: bool | None
+
+
+def deep_svi(pair: Pair, dataset: Dataset, home: torch.device, asked: Asked) -> Fit:
+    """Fit the networks; `svi` has taken the data in, and documents the options."""
+    plan = _plan(asked)
+    with network_state(asked.seed, home, torch.float32):
+        values = to_dtype(dataset.values, torch.float32)
+        story = read_story(replace(pair, guide=None) if asked.amortized else pair, values)
+        if story.dtype is not torch.float32:
+            values = to_dtype(dataset.values, story.dtype)
+            torch.set_default_dtype(story.dtype)
+        fixed: dict[str, Tensor] = {}
+        shape = asked.amortized or (Amortized() if story.latents and pair.guide is None else None)
+        if shape is not None:
+            amortized, fixed = amortize(pair, story, values, dataset.schema, shape)
+            story = read_story(amortized, values, story.dtype)
+        missing = is_missing(values)
+        check_sites(story, values, dataset.schema)
+        if missing:
+            check_rows_seen(story, values)
+        share = row_weights(asked.weights, num_rows(values), home)
+        share = None if share is None else share.to(story.dtype)
+        starts = _starts(story, values, asked)
+        train, held = _split(num_rows(values), asked.validation, asked.seed)
+        rows = num_rows(values) if train is None else len(train)
+        size = _batch_size(asked.batch_size, rows)
+        steps = asked.num_steps if asked.epochs is None else asked.epochs * (1 if size is None else rows // size)
+        weights = sum(leaf.declared.numel() for leaf in story.leaves.values())
+        bar = Progress(steps, "svi", asked.progress)
+
+        def begin(start: dict[str, Tensor], at: dict[str, Tensor]) -> Training:
+            torch.manual_seed(asked.seed)
+            free = {n: free_value(story.leaves[n], start[n]).detach().clone() for n in start}
+            leaves = {n: at[n] if story.leaves[n].weight is not None else free[n].requires_grad_() for n in start}
+            optimizer, decay = adam(leaves, plan.learning_rate)
+            batches = Batches(rows, size, asked.seed + 1)
+            state = Progressed(plan.learning_rate)
+            return Training(story, values, share, train, held, batches, leaves, plan, missing, state, optimizer, decay)
+
+        with one_thread(when=(size or rows) * weights < LARGE):
+            number, ends = 0, []
+            for start in starts if len(starts) > 1 else []:
+                with installed(story, start, training=True) as at:
+                    one = begin(start, at)
+                    with contextlib.suppress(NotFinite):
+                        one.advance(min(RACE, steps), Progress(0, "", False), lambda: None)
+                    ends.append(sum(one.state.bounds[-20:]) / 20 if one.state.bounds else float("-inf"))
+                    number = max(range(len(ends)), key=ends.__getitem__)
+            with installed(story, starts[number], training=True) as at:
+                training = begin(starts[number], at)
+                saver = DeepCheckpoints(training, dataset, asked, plan)
+                stopped = _climb(training, steps, bar, saver, asked.resume)
+                _best(training)
+                fit = deep_fit(pair, dataset, training, shape, fixed, starts[number], ends)
+    return _told(fit, training, stopped, steps)
+
+
+def _climb(training: Training, steps: int, bar: Progress, saver: DeepCheckpoints, resume: bool) -> str:
+    """Go as far as it goes; a word where it was stopped."""
+    try:
+        if resume:
+            saver.restore()
+        training.advance(steps, bar, saver.maybe)
+        saver.write()
+    except KeyboardInterrupt:
+        return "interrupted"
+    except NotFinite:
+        return "not finite"
+    finally:
+        bar.close()
+    return ""
+
+
+def _best(training: Training) -> None:
+    """The weights where the held-out bound was best."""
+    with torch.no_grad():
+        for name, value in training.state.best.items():
+            training.leaves[name].copy_(value)
+
+
+def _told(fit: Fit, training: Training, stopped: str, steps: int) -> Fit:
+    state = training.state
+    if stopped == "not finite":
+        raise FitError(
+            f"svi: the bound or its gradient is not finite after {state.step} steps: lower learning_rate (here "
+            f"{training.plan.learning_rate:g}), or standardise the columns; error.fit is what was reached",
+            fit.params,
+            fit,
+        )
+    if stopped:
+        warn(f"svi: interrupted after {state.step} steps; the fit is what had been reached")
+    elif training.plan.tol > 0 and not fit.converged:
+        warn(f"svi: the bound had not come to rest after {steps} steps: raise num_steps, or tol")
+    return fit
+
+
+def has_networks(pair: Pair, data: Any, seed: int) -> bool:
+    """Whether the model or its guide runs a network."""
+    few = slice_rows(data, slice(LOOK)) if num_rows(data) > LOOK else data
+    for function in (pair.model, pair.guide):
+        with engine_state(seed, next(iter(tensors_of(data).values())).device), torch.no_grad():
+            try:
+                if function is not None:
+                    run(function, few, Bind({}), ROOM_FOR_PLATES)
+            except HasNetworks:
+                return True
+            except Exception:  # whatever is wrong will be said by who reads the pair
+                continue
+    return False
+
+
+def _plan(asked: Asked) -> Plan:
+    objective = "elbo" if asked.objective is None else asked.objective
+    if objective not in OBJECTIVES:
+        raise OptionError(f"objective: met {objective!r}, expected one of {', '.join(OBJECTIVES)}")
+    check_counts(patience=(asked.patience, 1))
+    if asked.epochs is not None:
+        check_counts(epochs=(asked.epochs, 1))
+    check_options(validation=(asked.validation, 0))
+    if asked.validation >= 1:
+        raise OptionError(f"validation: met {asked.validation!r}, expected a share of the rows, from 0 to below 1")
+    particles = asked.num_particles if asked.num_particles is not None else 1 if objective == "elbo" else 5
+    if objective != "elbo" and particles < 2:
+        raise OptionError(f"num_particles: met {particles} with objective={objective!r}, which needs at least 2")
+    if objective != "elbo" and (asked.warmup is not None or asked.free_bits):
+        raise OptionError(f"warmup, free_bits: objective={objective!r} has no KL divergence of its own; use 'elbo'")
+    bits = asked.free_bits if isinstance(asked.free_bits, FreeBits | None) else FreeBits(asked.free_bits)
+    rate = RATE if asked.learning_rate is None else asked.learning_rate
+    return Plan(objective, particles, rate, asked.clip, asked.tol, asked.patience, asked.warmup, bits, asked.seed)
+
+
+def _batch_size(given: Any, rows: int) -> int | None:
+    if given is None:
+        return None if rows <= FULL else BATCH
+    if isinstance(given, bool) or not isinstance(given, int) or not 1 <= given <= rows:
+        raise OptionError(f"batch_size: met {given!r}, expected a whole number from 1 to {rows}, the number of rows")
+    return None if given == rows else given
+
+
+def _split(rows: int, share: float, seed: int) -> tuple[Tensor | None, Tensor | None]:
+    """Positions of the rows to learn from, and of those held out."""
+    count = round(rows * share)
+    if count == 0:
+        return None, None
+    order = torch.randperm(rows, generator=torch.Generator().manual_seed(seed))
+    return order[count:].sort().values, order[:count].sort().values
+
+
+def _starts(story: Story, data: Any, asked: Asked) -> list[dict[str, Tensor]]:
+    """Starting values: as the pair's `initialize` draws them, otherwise as it declares them; `start` overrules."""
+    declared = {name: leaf.declared for name, leaf in story.leaves.items()}
+    drawn = _drawn(story.pair, data, torch.Generator().manual_seed(asked.seed))
+    starts = []
+    for number in range(asked.restarts):
+        found = next(drawn, None)
+        if found is None and number:
+            break  # nothing is random
+        starts.append({**declared, **_checked(found or {}, declared, "initialize")})
+    starts[0] |= _checked(asked.start or {}, declared, "start")
+    return starts
+
+
+def _drawn(pair: Pair, data: Any, generator: torch.Generator) -> Iterator[Mapping[str, Tensor]]:
+    while pair.initialize is not None:
+        found = pair.initialize(data, generator)
+        if not isinstance(found, Mapping):
+            yield from found
+            return
+        yield found
+
+
+def _checked(values: Mapping[str, Any], declared: dict[str, Tensor], where: str) -> dict[str, Tensor]:
+    out = {}
+    for name, given in values.items():
+        if name not in declared:
+            raise OptionError(f"{where}: met a value of '{name}', which the pair does not declare")
+        value = torch.as_tensor(given).detach().to(declared[name])
+        if value.shape != declared[name].shape:
+            met, expected = tuple(value.shape), tuple(declared[name].shape)
+            raise ModelError(f"{where}: '{name}' met shape {met}, expected {expected}")
+        out[name] = value.clone()
+    return out

@@ -1,0 +1,72 @@
+"""Shapes that do not fit, in a pair with networks: which layer or site, what it met, what it expected."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_pre_hook
+
+from .arrays import DataError
+from .errors import ModelError, OptionError
+from .structure import is_bookkeeping
+
+
+@contextmanager
+def deep_errors(play: Any, where: str) -> Iterator[None]:
+    """Turn what torch says of shapes into plain words; look at the shapes of observed sites when all has run."""
+    called: list[tuple[nn.Module, Tensor]] = []
+
+    def note(module: nn.Module, args: Any) -> None:
+        if not list(module.children()) and args and isinstance(args[0], Tensor):
+            called[:] = [(module, args[0])]
+
+    hook = register_module_forward_pre_hook(note)
+    try:
+        yield
+    except (DataError, ModelError, OptionError) as error:
+        raise (error.__cause__ or error) from None
+    except RuntimeError as error:
+        raise _plain(error, called, play, where) from error
+    finally:
+        hook.remove()
+    for name, msg in play.nodes.items():
+        if msg["is_observed"] and not is_bookkeeping(msg):
+            _check_site(name, msg, called)
+
+
+def _plain(error: Exception, called: list[tuple[nn.Module, Tensor]], play: Any, where: str) -> Exception:
+    first = str(error).splitlines()[0]
+    if not called:
+        return ModelError(f"svi: the {where} failed: {first}")
+    module, met = called[0]
+    wanted = getattr(module, "in_features", None) or getattr(module, "in_channels", None)
+    if wanted is None or met.shape[-1 if isinstance(module, nn.Linear) else 1] == wanted:
+        return ModelError(f"svi: the {where} failed after layer {module}: {first}")
+    return ModelError(
+        f"svi: {name_of(module, play)} met an input of shape {tuple(met.shape)}, expected {wanted} numbers a row: "
+        f"give a network whose layers fit the data and the latents"
+    )
+
+
+def name_of(module: nn.Module, play: Any) -> str:
+    """A layer by its network and place."""
+    for network, found in getattr(play, "networks", {}).items():
+        for place, layer in found.named_modules():
+            if layer is module:
+                return f"layer '{place}' of network '{network}' ({module})"
+    return f"layer {module}"
+
+
+def _check_site(name: str, msg: Any, called: list[tuple[nn.Module, Tensor]]) -> None:
+    fn, value = msg["fn"], msg["value"]
+    event = tuple(fn.event_shape)
+    met = tuple(value.shape[value.dim() - len(event) :])
+    if event != met:
+        last = f" (the last layer run was {called[0][0]})" if called else ""
+        raise ModelError(
+            f"svi: site '{name}' has events of shape {event}, the data's are {met}: the network that computes it has "
+            f"outputs of another number than the data have columns{last}"
+        )

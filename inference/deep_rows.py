@@ -1,0 +1,247 @@
+"""Rows that a fit with networks makes: new ones, reconstructions, imputations, those between two others."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+
+from .arrays import num_rows, slice_rows
+from .checks import check_counts, check_seed
+from .data import DataError, Dataset, adapt
+from .deep_bound import Drawn, draw, terms
+from .deep_story import SAMPLE, Play
+from .deep_verbs import ROW_DRAWS, Opened, laid_out, opened, plain_params, sample_posterior, shares, weights
+from .export import to_arviz as open_in_arviz
+from .generate import Draw, _as_given, empty_rows, known_cells
+from .missing import complete, observed_part
+from .structure import base_of, is_bookkeeping
+from .symbols import plain, symbol
+
+GROUPS, SHORT = 40, 10  # scores that ArviZ gets: so many of so many draws each
+TOGETHER = 50_000  # new rows made at once
+RECONSTRUCTED = 50  # draws that a reconstruction is averaged over
+
+
+def places(it: Opened) -> dict[str, Tensor] | None:
+    """The columns of the table that each observed site holds, (cells,); None where one was computed."""
+    if not isinstance(it.data, Tensor):
+        return None
+    few = it.data[:SAMPLE]
+    latents = draw(it.story, it.values, few, 1, False).model
+    held = {n: m["value"][: len(few)] for n, m in latents.items() if not m["is_observed"] and not is_bookkeeping(m)}
+    play = Play(it.values, held if it.story.num_configurations == 1 else {})
+    with play:
+        it.story.pair.model(symbol(few, "data"))
+    width = few[0].numel()
+    found = {}
+    for name in it.story.observed:
+        cells = known_cells(play.nodes[name]["value"])
+        if cells is None:
+            return None
+        rows = len(few)
+        found[name] = plain(cells).movedim(it.story.data_dim - play.nodes[name]["fn"].event_dim, 0).reshape(rows, -1)[0]
+        found[name] = found[name] % width
+    return found
+
+
+def generate(fit: Any, num: int, given: dict[str, Any], seed: int) -> Any:
+    """`num` new rows from the model."""
+    check_counts(num=(num, 1))
+    rows = empty_rows(fit, num)
+    given = dict(given)
+    for name in [one for one in given if _column(one, fit.schema) is not None]:  # conditions
+        rows = rows.to(torch.float64).clone()
+        rows[:, _column(name, fit.schema)] = torch.as_tensor(given.pop(name)).to(rows)
+    with opened(fit, Dataset(rows, fit.schema), check_seed(seed)) as it:
+        story = it.story
+        if not story.latents and not story.discrete:
+            raise DataError("generate: the model has no latents, so there is nothing to draw rows from")
+        known = {*story.latents, *story.discrete, *story.observed}
+        if unknown := sorted(set(given) - known):
+            raise DataError(f"generate: given names {unknown}, which are no sites of the model: it has {sorted(known)}")
+        fixed = {name: _as_value(value, num, story.dtype) for name, value in given.items()}
+        play = Play(it.values, {})
+        with play, Draw(fixed):
+            story.pair.model(it.data)
+        where = places(it)
+        if where is None:
+            return {name: plain(play.nodes[name]["value"]) for name in story.observed}
+        out = torch.as_tensor(rows).to(torch.float64).clone().reshape(num, -1)
+        for name, columns in where.items():
+            msg = play.nodes[name]
+            value = msg["value"].movedim(story.data_dim - msg["fn"].event_dim, 0).reshape(num, -1)
+            out[:, columns] = value.double()
+    return _decoded(fit, out.reshape(rows.shape), rows, None)
+
+
+def _column(name: Any, schema: Any) -> int | None:
+    """The place of a column, by its name or number."""
+    if isinstance(name, int):
+        return name if 0 <= name < (schema.width or 0) else None
+    return schema.columns.index(name) if schema.columns and name in schema.columns else None
+
+
+def _as_value(value: Any, num: int, dtype: torch.dtype) -> Tensor:
+    found = torch.as_tensor(value)
+    found = found.to(dtype) if found.is_floating_point() else found
+    return found if found.dim() and len(found) == num else found.expand(num, *found.shape)
+
+
+def _decoded(fit: Any, out: Tensor, like: Tensor, names: Any) -> Any:
+    return fit.schema.decode(_as_given(out, torch.as_tensor(like)), names)
+
+
+def reconstruct(fit: Any, dataset: Dataset) -> Any:
+    """Every cell at its expected value under the posterior of its row's latents."""
+    return _fill(fit, dataset, everywhere=True)
+
+
+def impute(fit: Any, dataset: Dataset) -> Any:
+    """Missing cells at their expected value given the rest of their row, by importance weights (Mattei and Frellsen
+    2019).
+    """
+    return _fill(fit, dataset, everywhere=False)
+
+
+def _fill(fit: Any, dataset: Dataset, everywhere: bool) -> Any:
+    if not isinstance(dataset.values, Tensor):
+        raise DataError("reconstruct and impute take data of one tensor or table; this model's data are a structure")
+    values = dataset.values
+    out = values.to(torch.float64).clone().reshape(len(values), -1)
+    with opened(fit, dataset, fit.seed) as it:
+        where = places(it)
+        if where is None:
+            raise DataError("a site observes values computed from the data, so they cannot be put back in place")
+        if not everywhere and not it.missing:
+            return fit.schema.decode(values, dataset.names)
+        num = (RECONSTRUCTED if everywhere else ROW_DRAWS) if it.story.latents else 1
+        for index, drawn in it.parts(num):
+            weight = _weights(it, drawn, everywhere)  # (K, S, B)
+            for name, columns in where.items():
+                found = _expected(it, drawn, name, weight, None if everywhere else out[index][:, columns]).double()
+                old = out[index.unsqueeze(1), columns]
+                out[index.unsqueeze(1), columns] = found if everywhere else torch.where(old.isnan(), found, old)
+    out = out.reshape(values.shape)
+    if dataset.schema.container == "frame":
+        for number, column in enumerate(dataset.schema.columns or ()):
+            if column in dataset.schema.labels:
+                out.reshape(len(out), -1)[:, number].round_()
+    return _decoded(fit, out, values, dataset.names)
+
+
+def _weights(it: Opened, drawn: Drawn, everywhere: bool) -> Tensor:
+    """Of each draw under each configuration; they sum to 1 in each row."""
+    configs, num, size = drawn.lead
+    if everywhere:
+        share = shares(it.story, drawn) if it.story.discrete else torch.ones(1, size)
+        return (share / num).unsqueeze(1).expand(configs, num, size)
+    found = terms(it.story, drawn, exact=False, scaled=False)
+    joint = found.likelihood + found.prior + found.discrete - found.log_q
+    return joint.reshape(-1, size).softmax(0).reshape(joint.shape)
+
+
+def _expected(it: Opened, drawn: Drawn, name: str, weight: Tensor, cells: Tensor | None) -> Tensor:
+    """Expected cells (B, C) of one site."""
+    msg = drawn.model[name]
+    fn = getattr(msg["fn"], "fn", msg["fn"])  # behind the mask of missing cells
+    base = base_of(fn)
+    event = len(fn.event_shape)
+    if isinstance(base, dist.Categorical):
+        probs = laid_out(it.story, drawn, base.probs, event + 1)
+        return _mean(weight, probs).argmax(-1).reshape(weight.shape[-1], -1)
+    mean = fn.mean
+    if cells is not None and isinstance(base, dist.MultivariateNormal | dist.LowRankMultivariateNormal):
+        value = cells.to(mean).repeat(weight.shape[0] * weight.shape[1], 1)
+        seen = ~value.isnan()
+        part = observed_part(value.nan_to_num(nan=0.0), seen, base.mean, base.covariance_matrix)
+        mean, _ = complete(value.nan_to_num(nan=0.0), seen, base.mean, base.covariance_matrix, part)
+    return _mean(weight, laid_out(it.story, drawn, mean, event)).reshape(weight.shape[-1], -1)
+
+
+def _mean(weight: Tensor, laid: Tensor) -> Tensor:
+    return (weight.reshape(*weight.shape, *(1,) * (laid.dim() - 3)) * laid).sum((0, 1))
+
+
+def interpolate(fit: Any, dataset: Dataset, first: int, second: int, num: int) -> Any:
+    """Expected rows along the line between the posterior means of two rows, (num, D)."""
+    check_counts(num=(num, 2))
+    size = num_rows(dataset.values)
+    for place in (first, second):
+        if not 0 <= place < size:
+            raise DataError(f"interpolate: met row {place}, expected one of 0 to {size - 1}")
+    two = slice_rows(dataset.values, torch.tensor([first, second]))
+    path = {}
+    for name, found in fit.latents(two).items():
+        mean = getattr(found, "mean", None)
+        if isinstance(mean, Tensor):
+            steps = torch.linspace(0, 1, num, dtype=mean.dtype).reshape(-1, *(1,) * (mean.dim() - 1))
+            path[name] = mean[:1] + steps * (mean[1:] - mean[:1])
+    return decode(fit, slice_rows(dataset.values, torch.full((num,), first)), path)
+
+
+def decode(fit: Any, rows: Any, given: dict[str, Tensor]) -> Any:
+    """Expected rows where the latents stand at given values (num, ...); all else as in `rows`."""
+    with opened(fit, Dataset(rows, fit.schema), fit.seed) as it:
+        story = it.story
+        if missing := [name for name in story.latents if name not in given]:
+            raise DataError(f"decode: no value of latent '{missing[0]}'")
+        if not story.latents:
+            raise DataError("the model has no latents, so nothing can be decoded")
+        play = Play(it.values, {name: _as_value(v, num_rows(rows), story.dtype) for name, v in given.items()})
+        with play:
+            story.pair.model(it.data)
+        where = places(it)
+        if where is None:
+            raise DataError("a site observes values computed from the data, so they cannot be put back in place")
+        out = torch.as_tensor(rows).to(torch.float64).clone().reshape(len(rows), -1)
+        drawn = Drawn({}, play.nodes, (1, 1, len(out)))
+        for name, columns in where.items():
+            out[:, columns] = _expected(it, drawn, name, torch.ones(1, 1, len(out)), None).double()
+    return fit.schema.decode(out.reshape(rows.shape), None)
+
+
+def to_arviz(fit: Any, dataset: Dataset, num: int, seed: int) -> Any:
+    """The fit as ArviZ opens it: draws of latents from the guide, scores of rows, new rows."""
+    drawn = {name: value.numpy()[None] for name, value in sample_posterior(fit, dataset, num, seed).items()}
+    held = plain_params(fit)
+    groups_of = min(num, GROUPS)
+    each = weights(fit, dataset, SHORT * groups_of, seed).unflatten(0, (groups_of, SHORT)).logsumexp(1)
+    scores = (each - math.log(SHORT))[torch.arange(num) % groups_of]
+    values = dataset.values
+    predicted = _predicted(fit, num_rows(values), num, seed)
+    width = dataset.schema.width
+    names = list(dataset.schema.columns) if dataset.schema.columns else list(range(width or 1))
+    dims = {"x": ["data", "column"] if width else ["data"], "rows": ["data"]}
+    dims |= {n: ["data", *(f"{n}_dim_{i}" for i in range(1, v.ndim - 2))] for n, v in drawn.items() if n not in held}
+    groups = {
+        "posterior": drawn,
+        "log_likelihood": {"x": scores.numpy()[None]},
+        "sample_stats": {"lp": scores.sum(1).numpy()[None]},
+        "observed_data": {"x": torch.as_tensor(values).numpy()},
+        "posterior_predictive": {"x": predicted.numpy()[None]} if predicted is not None else {},
+    }
+    return open_in_arviz(
+        groups={name: group for name, group in groups.items() if group},
+        coords={"data": list(range(num_rows(values))), "column": names},
+        dims=dims,
+        attrs={"inference": fit.inference, "seed": fit.seed, "draws": "guide"},
+    )
+
+
+def _predicted(fit: Any, size: int, num: int, seed: int) -> Tensor | None:
+    """New rows beside each of those of the data, (num, N, ...); None where there is nothing to draw."""
+    most = max(1, TOGETHER // size)
+    parts = []
+    try:
+        for start in range(0, num, most):
+            rows = generate(fit, size * min(most, num - start), {}, seed + start)
+            if isinstance(rows, dict):
+                return None
+            parts.append(adapt(rows, fit.schema).values.double().unflatten(0, (-1, size)))
+    except DataError:
+        return None
+    return torch.cat(parts)

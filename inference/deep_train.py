@@ -1,0 +1,206 @@
+"""The ascent of a pair with networks: batches, fused Adam, warm-up, a held-out bound, and when it is at rest."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .annealing import FreeBits, Warmup
+from .arrays import num_rows, slice_rows
+from .ascent import NotFinite
+from .batches import Batches
+from .deep_bound import Reweighted, draw, elbo, importance_bound, log_weights, terms, values_from
+from .deep_story import Story, to_dtype
+from .loop import Progress
+
+ROUND = 50  # steps, at least, between two looks at where the bound stands
+FALL, LOWEST = 0.3, 0.02  # of the learning rate, when the bound has stopped rising
+SMOOTH = 0.98  # of the running mean of the gradient's length
+EVALUATED = 16_384  # rows, repeated ones too, of one pass without gradients
+
+
+class Plan(NamedTuple):
+    """What the driver was asked for, resolved."""
+
+    objective: str  # "elbo", "iwae" or "dreg"
+    num_particles: int
+    learning_rate: float
+    clip: float
+    tol: float
+    patience: int
+    warmup: Warmup | None
+    free_bits: FreeBits | None
+    seed: int
+
+
+@dataclass
+class Progressed:
+    """Where an ascent stands, beside its weights."""
+
+    rate: float
+    step: int = 0
+    level: float = -math.inf  # the best so far
+    waited: int = 0  # rounds since then
+    length: float = 0.0  # running mean of the gradient's
+    converged: bool = False
+    bounds: list[float] = field(default_factory=list)
+    best: dict[str, Tensor] = field(default_factory=dict)  # weights where the held-out bound was best
+
+
+@dataclass
+class Training:
+    """An ascent from one start. The networks of the story hold the weights that are learned."""
+
+    story: Story
+    data: Any
+    share: Tensor | None  # weights of the rows
+    train: Tensor | None  # positions of the rows to learn from; None for all
+    held: Tensor | None  # of those held out
+    batches: Batches
+    leaves: dict[str, Tensor]
+    plan: Plan
+    missing: bool
+    state: Progressed
+    optimizer: torch.optim.Adam
+    decay: Callable[[float], None]
+
+    @property
+    def total(self) -> float:
+        """Rows that are learned from, or their weight."""
+        if self.share is None:
+            return float(self.batches.num_rows)
+        return float((self.share if self.train is None else self.share[self.train]).sum())
+
+    def rows(self, index: Tensor | None) -> Any:
+        """Some rows as the networks take them."""
+        return to_dtype(self.data if index is None else slice_rows(self.data, index), self.story.dtype)
+
+    def estimate(self, index: Tensor | None) -> Tensor:
+        """An estimate of the objective, a mean over some rows."""
+        story, plan = self.story, self.plan
+        values = values_from(story, self.leaves)
+        weight = 1.0 if plan.warmup is None else plan.warmup.weight(self.state.step)
+        nats = plan.free_bits.nats if plan.free_bits else 0.0
+        rows = self.rows(index)
+        if plan.objective == "elbo":
+            found = terms(story, draw(story, values, rows, plan.num_particles, self.missing), nats)
+            each = elbo(found, bool(story.guided), weight)
+        elif plan.objective == "iwae":
+            drawn = draw(story, values, rows, plan.num_particles, self.missing)
+            each = importance_bound(log_weights(terms(story, drawn, exact=False)))
+        else:
+            again = Reweighted(story)
+            drawn = draw(story, values, rows, plan.num_particles, self.missing, again.hook)
+            log_w = log_weights(terms(story, drawn, exact=False, frozen=True))
+            again.share = log_w.detach().softmax(0)
+            bound = importance_bound(log_w)
+            # the weights of the first factor, as numbers: the hook brings the second
+            each = (again.share * log_w).sum(0)
+            each = each + (bound - each).detach()
+        if self.share is None:
+            return each.mean()
+        share = self.share if index is None else self.share[index]
+        return (share * each).sum() / share.sum()
+
+    def advance(self, num_steps: int, bar: Progress, after: Callable[[], None]) -> None:
+        """Up to `num_steps` steps in all, or until the bound is at rest."""
+        state = self.state
+        size = self.batches.size or self.batches.num_rows
+        every = max(ROUND, self.batches.num_rows // size)
+        leaves = list(self.leaves.values())
+        while state.step < num_steps and not state.converged:
+            picked = self.batches.next()
+            index = picked if self.train is None else self.train if picked is None else self.train[picked]
+            loss = -self.estimate(index)
+            self.optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            value = loss.item()
+            self._guard(value, leaves)
+            self.optimizer.step()
+            state.step += 1
+            state.bounds.append(-value * self.total)
+            bar.update(state.bounds[-1])
+            if state.step % every == 0:
+                self._look(every)
+            after()
+
+    def _guard(self, value: float, leaves: list[Tensor]) -> None:
+        """No step is taken on what is no number; a gradient far longer than its like is shortened."""
+        state, clip = self.state, self.plan.clip
+        gradients = [leaf.grad for leaf in leaves if leaf.grad is not None]
+        norm = float(torch.stack(torch._foreach_norm(gradients)).norm())
+        if not math.isfinite(value) or not math.isfinite(norm):
+            raise NotFinite
+        if clip and state.length and norm > clip * state.length:
+            torch._foreach_mul_(gradients, clip * state.length / norm)
+            norm = clip * state.length
+        state.length = norm if not state.length else SMOOTH * state.length + (1 - SMOOTH) * norm
+
+    def _look(self, every: int) -> None:
+        """Whether the bound still rises: on the rows held out, where there are any."""
+        state, plan = self.state, self.plan
+        if plan.warmup is not None and state.step <= plan.warmup.ends:
+            return
+        if self.held is not None:
+            level = self.level(self.held, 1)
+            if level > state.level:
+                state.best = {name: leaf.detach().clone() for name, leaf in self.leaves.items()}
+        else:
+            level = sum(state.bounds[-every:]) / every
+        if plan.tol <= 0 and self.held is None:
+            return
+        if level > state.level + plan.tol * (1 + abs(state.level) if math.isfinite(state.level) else 0):
+            state.level, state.waited = level, 0
+            return
+        state.waited += 1
+        if state.waited >= plan.patience and plan.tol > 0:
+            state.waited = 0
+            state.rate *= FALL
+            self.decay(state.rate)
+            state.converged = state.rate < LOWEST * plan.learning_rate
+
+    def level(self, index: Tensor | None, num: int) -> float:
+        """The bound on some rows, a sum, without noise from the networks and with the same draws each time."""
+        modes = {name: net.training for name, net in self.story.networks.items()}
+        for net in self.story.networks.values():
+            net.eval()
+        with torch.random.fork_rng(), torch.no_grad():
+            torch.manual_seed(self.plan.seed)
+            each = row_bounds(self.story, self.leaves, self.data, index, num, self.missing, self.plan.objective)
+        for name, net in self.story.networks.items():
+            net.train(modes[name])
+        if self.share is not None:
+            each = each * (self.share if index is None else self.share[index])
+        return float(each.double().sum())
+
+
+def row_bounds(
+    story: Story, leaves: dict[str, Tensor], data: Any, index: Tensor | None, num: int, missing: bool, objective: str
+) -> Tensor:
+    """The bound of each row, (N,), a few at a time."""
+    values = values_from(story, leaves)
+    index = torch.arange(num_rows(data)) if index is None else index
+    parts = []
+    for some in index.split(max(1, EVALUATED // (num * story.num_configurations))):
+        drawn = draw(story, values, to_dtype(slice_rows(data, some), story.dtype), num, missing)
+        if objective == "elbo":
+            parts.append(elbo(terms(story, drawn), bool(story.guided)))
+        else:
+            parts.append(importance_bound(log_weights(terms(story, drawn, exact=False))))
+    return torch.cat(parts)
+
+
+def adam(leaves: dict[str, Tensor], rate: float) -> tuple[torch.optim.Adam, Callable[[float], None]]:
+    """Fused Adam of all leaves, and how to change its rate."""
+    optimizer = torch.optim.Adam(list(leaves.values()), lr=rate, fused=True)
+
+    def decay(to: float) -> None:
+        for group in optimizer.param_groups:
+            group["lr"] = to
+
+    return optimizer, decay

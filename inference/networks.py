@@ -1,0 +1,118 @@
+"""Networks as plain torch modules: what models with networks share."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from .errors import OptionError
+
+DIVIDER = "$$$"  # `pyro.module` names the weights of a network "network$$$layer.weight"
+FLOOR = 1e-4  # of scales that a network computes
+
+
+def mlp(num_inputs: int, hidden: Sequence[int], num_outputs: int, activation: type[nn.Module] = nn.ReLU) -> nn.Module:
+    """Layers of `hidden` units between `num_inputs` and `num_outputs` numbers; linear where there are none."""
+    sizes = [num_inputs, *hidden]
+    layers: list[nn.Module] = []
+    for before, after in itertools.pairwise(sizes):
+        layers += [nn.Linear(before, after, dtype=torch.float32), activation()]
+    return nn.Sequential(*layers, nn.Linear(sizes[-1], num_outputs, dtype=torch.float32))
+
+
+def fresh(networks: Mapping[str, nn.Module], generator: torch.Generator) -> dict[str, Tensor]:
+    """Weights drawn anew as torch's layers draw their own, by the names that `pyro.module` gives them."""
+    out: dict[str, Tensor] = {}
+    with torch.random.fork_rng():
+        torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
+        for name, network in networks.items():
+            again = copy.deepcopy(network)
+            for part in again.modules():
+                if callable(reset := getattr(part, "reset_parameters", None)):
+                    reset()
+            out |= {f"{name}{DIVIDER}{key}": value.detach() for key, value in again.named_parameters()}
+    return out
+
+
+def positive(raw: Tensor) -> Tensor:
+    """Positive numbers of a network's outputs: softplus, above a floor."""
+    return functional.softplus(raw) + FLOOR
+
+
+def num_stats(size: int, full: bool) -> int:
+    """Outputs that a network needs for `normal_of`."""
+    return size + (size * (size + 1) // 2 if full else size)
+
+
+def normal_of(stats: Tensor, size: int, full: bool = False) -> dist.TorchDistribution:
+    """A normal distribution of vectors, from the outputs (..., `num_stats`) of a network.
+
+    The first `size` are the mean; the rest the standard deviations, or the Cholesky factor of the covariance.
+    """
+    loc, rest = stats[..., :size], stats[..., size:]
+    if not full:
+        return dist.Normal(loc, positive(rest)).to_event(1)
+    return dist.MultivariateNormal(loc, scale_tril=tril_of(rest, size))
+
+
+def tril_of(raw: Tensor, size: int) -> Tensor:
+    """Cholesky factors (..., size, size) from size (size + 1) / 2 free numbers, the diagonal first."""
+    rows, cols = torch.tril_indices(size, size, -1, device=raw.device)
+    out = torch.diag_embed(positive(raw[..., :size]))
+    out[..., rows, cols] = raw[..., size:]
+    return out
+
+
+def filled(x: Tensor) -> Tensor:
+    """Missing cells at 0: what a network takes."""
+    if not x.is_floating_point() or math.isfinite(x.sum()):  # a sum is the quickest look
+        return x
+    return x.nan_to_num(nan=0.0)
+
+
+def with_mask(x: Tensor) -> Tensor:
+    """Missing cells at 0, and beside the cells (N, D) which of them were observed: (N, 2 D)."""
+    return torch.cat([filled(x), (~x.isnan()).to(x.dtype)], -1)
+
+
+def begun(
+    networks: Mapping[str, nn.Module], generator: torch.Generator, outputs: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """`fresh` weights, the last layer of some networks moved so that its outputs start around given numbers."""
+    found = fresh(networks, generator)
+    for name, wanted in outputs.items():
+        last = [key for key in found if key.startswith(f"{name}{DIVIDER}") and key.endswith("bias")][-1]
+        found[last] = wanted.to(found[last])
+    return found
+
+
+def check_sizes(**sizes: Any) -> None:
+    """Hyper-parameters that are numbers of units."""
+    for name, size in sizes.items():
+        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+            raise OptionError(f"{name}: met {size!r}, expected a whole number of at least 1")
+
+
+def check_option(name: str, value: str, known: Sequence[str]) -> None:
+    """A hyper-parameter that is one of some words."""
+    if value not in known:
+        raise OptionError(f"{name}: met {value!r}, expected one of {', '.join(known)}")
+
+
+class Noise(nn.Module):
+    """Normal noise on what passes, while a network is being trained."""
+
+    def __init__(self, scale: float) -> None:
+        super().__init__()
+        self.scale = scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.scale * torch.randn_like(x) if self.training else x

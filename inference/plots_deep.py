@@ -1,0 +1,96 @@
+"""Pictures of fits with networks: where the rows lie among the latents, and what the decoder makes of a plane."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from .arrays import slice_rows
+from .by_guide import NETWORKS
+from .data import DataError, adapt
+from .derived import Moments
+from .plots_columns import UnfitKind
+from .plots_style import DATA, PALETTE, dress, percent, picture
+
+GRID = 15  # decoded images along a side
+SHOWN = 3000  # rows of a scatter at most
+
+
+def embedding(fit: Any, data: Any = None) -> Figure:
+    """Posterior means of the rows: as a scatter of two numbers, of more along their first two principal axes."""
+    means = _means(fit, data)
+    labels = ["z, first number", "z, second number"]
+    note = ""
+    figure = picture(fit, 6.4, 5.6)
+    axes = figure.add_subplot()
+    if means.shape[1] == 1:
+        axes.hist(means[:, 0].numpy(), bins=40, color=PALETTE[0])
+        dress(axes, "posterior means of the latent", "z", "rows")
+        return figure
+    if means.shape[1] > 2:
+        away = means - means.mean(0)
+        _, sd, axis = torch.linalg.svd(away, full_matrices=False)
+        means = away @ axis[:2].mT
+        share = [percent(float(s)) for s in (sd**2 / (sd**2).sum())[:2]]
+        labels = [f"first principal axis ({share[0]} of their variance)", f"second principal axis ({share[1]})"]
+        note = f" of {len(sd)} numbers"
+    step = max(1, len(means) // SHOWN)
+    shown = means[::step]
+    axes.axhline(0, color=DATA, linewidth=0.8, zorder=0)
+    axes.axvline(0, color=DATA, linewidth=0.8, zorder=0)
+    axes.scatter(shown[:, 0].numpy(), shown[:, 1].numpy(), s=10, color=PALETTE[0], alpha=0.5, linewidths=0)
+    every = "" if step == 1 else f" (every {step}th shown)"
+    dress(axes, f"posterior means of the rows{note}{every}", *labels)
+    axes.set_aspect("equal", adjustable="datalim")
+    return figure
+
+
+def manifold(fit: Any, data: Any = None) -> Figure:
+    """What the decoder makes of a grid of the first two latents, of square images; the others stand at 0."""
+    dataset = fit.adapted(data)
+    if not isinstance(dataset.values, Tensor) or dataset.values.dim() != 2:
+        raise UnfitKind("its data are no table")
+    side = math.isqrt(dataset.values.shape[1])
+    if side**2 != dataset.values.shape[1] or side < 4:
+        raise UnfitKind(f"its rows are no square images (they have {dataset.values.shape[1]} cells)")
+    means = _means(fit, slice_rows(dataset.values, slice(2)))
+    if means.shape[1] < 2:
+        raise UnfitKind("it has fewer than two latent numbers")
+    site = next(
+        name for name, found in fit.latents(slice_rows(dataset.values, slice(2))).items() if isinstance(found, Moments)
+    )
+    points = torch.special.ndtri(torch.linspace(0.05, 0.95, GRID, dtype=torch.float64))
+    grid = torch.zeros(GRID**2, means.shape[1], dtype=torch.float64)
+    grid[:, 0], grid[:, 1] = points.repeat(GRID), points.flip(0).repeat_interleave(GRID)
+    from .deep_rows import decode
+
+    try:
+        rows = decode(fit, slice_rows(dataset.values, torch.zeros(GRID**2, dtype=torch.long)), {site: grid})
+    except DataError as error:
+        raise UnfitKind(str(error)) from None
+    images = adapt(rows, fit.schema).values.double().reshape(GRID, GRID, side, side)
+    images = torch.nn.functional.pad(images, (1, 1, 1, 1), value=float("nan"))  # white between them
+    side += 2
+    figure = picture(fit, 6.6, 6.6)
+    axes = figure.add_subplot()
+    sheet = images.permute(0, 2, 1, 3).reshape(GRID * side, GRID * side)
+    axes.imshow(sheet.numpy(), cmap="gray_r", extent=(0, GRID, 0, GRID), interpolation="nearest")
+    ticks = [0, GRID // 2, GRID - 1]
+    axes.set_xticks([t + 0.5 for t in ticks], [f"{points[t]:.2f}" for t in ticks])
+    axes.set_yticks([t + 0.5 for t in ticks], [f"{points[t]:.2f}" for t in ticks])
+    others = "" if means.shape[1] == 2 else f", the other {means.shape[1] - 2} at 0"
+    dress(axes, f"expected images over nine tenths of the prior{others}", "z, first number", "z, second number")
+    return figure
+
+
+def _means(fit: Any, data: Any) -> Tensor:
+    if fit.guide not in NETWORKS:
+        raise UnfitKind("it has no encoder")
+    found = [one.mean.reshape(len(one.mean), -1) for one in fit.latents(data).values() if isinstance(one, Moments)]
+    if not found:
+        raise UnfitKind("its rows have no continuous latents")
+    return torch.cat(found, 1)

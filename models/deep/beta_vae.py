@@ -1,0 +1,86 @@
+"""The beta-VAE: a variational autoencoder whose divergence weighs more, or less."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro import poutine
+from torch import Tensor, nn
+
+from ...inference.errors import OptionError
+from ...inference.likelihoods import likelihood_of
+from ...inference.networks import begun, check_sizes, filled, mlp, normal_of
+from ...inference.pair import Pair
+from ..registry import register
+
+
+@register(
+    family="deep",
+    summary="a variational autoencoder whose KL divergence weighs beta, for latents that each carry one thing",
+    data="a table (N, D) of 0 and 1, categories, numbers or counts, as the likelihood says; NaN is missing",
+    inference=("svi",),
+    references=(
+        "Higgins et al. (2017), beta-VAE: Learning Basic Visual Concepts with a Constrained Variational Framework, "
+        "ICLR",
+    ),
+    checks=("with beta = 1 the bound of vae, bit for bit",),
+    example="binary_digits",
+    size="latent_dim",
+    examples=({"hidden": (16,)},),
+)
+def beta_vae(
+    latent_dim: int = 2,
+    beta: float = 4.0,
+    likelihood: str = "bernoulli",
+    hidden: tuple[int, ...] = (128,),
+    covariance: str = "learned",
+    num_categories: int = 2,
+) -> Pair:
+    r"""beta-VAE (Higgins et al. 2017): the `vae` fitted to
+
+    .. math::
+
+        \mathbb{E}_q \log p(x_n \mid z_n) - \beta \, \mathrm{KL}(q(z_n \mid x_n) \,\|\, \mathcal{N}(0, I_K))
+
+    ==========================  ===========================================================================
+    ``decoder``                 network, (K,) to the outputs that the likelihood needs
+    ``encoder``                 network, (D,) to the mean and the standard deviations of q
+    ``scale`` (D,)              of a gaussian likelihood with ``covariance="learned"``
+    ``concentration`` (D,)      of a negative binomial likelihood
+    ``z`` (N, K)                latent of each row
+    ``x`` (N, D)                observed
+    ==========================  ===========================================================================
+
+    Both densities of z are scaled by beta in the bound; scores of rows are of the model itself, without it.
+    """
+    K = latent_dim
+    check_sizes(latent_dim=K)
+    if not beta >= 0:
+        raise OptionError(f"beta: met {beta!r}, expected a number of at least 0")
+    law = likelihood_of(likelihood, covariance, num_categories)
+
+    @functools.cache
+    def networks(D: int) -> dict[str, nn.Module]:
+        return {"decoder": mlp(K, hidden[::-1], law.num_outputs(D)), "encoder": mlp(D, hidden, 2 * K)}
+
+    def model(x: Tensor) -> None:
+        D = x.shape[1]
+        decode = pyro.module("decoder", networks(D)["decoder"])
+        with pyro.plate("data", len(x)):
+            with poutine.scale(scale=beta):
+                z = pyro.sample("z", dist.Normal(torch.zeros(K), 1.0).to_event(1))
+            pyro.sample("x", law.of(decode(z), D), obs=x)
+
+    def guide(x: Tensor) -> None:
+        encode = pyro.module("encoder", networks(x.shape[1])["encoder"])
+        with pyro.plate("data", len(x)), poutine.scale(scale=beta):
+            pyro.sample("z", normal_of(encode(filled(x)), K))
+
+    def initialize(x: Tensor, generator: torch.Generator) -> Mapping[str, Tensor]:
+        return begun(networks(x.shape[1]), generator, {"decoder": law.start(x)})
+
+    return Pair(model, guide, initialize)

@@ -1,0 +1,101 @@
+"""The variational autoencoder of rows of which some are labelled."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+
+import pyro
+import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
+
+from ...inference.errors import OptionError
+from ...inference.likelihoods import likelihood_of
+from ...inference.networks import begun, check_sizes, filled, mlp, normal_of
+from ...inference.pair import Pair
+from ..registry import register
+
+
+@register(
+    family="deep",
+    summary="a variational autoencoder and a classifier learned together, from rows of which a few are labelled",
+    data="a table (N, 1 + D): a column of labels 0, 1, ..., NaN where unknown, then D cells as the likelihood says",
+    inference=("svi",),
+    references=(
+        "Kingma, Rezende, Mohamed and Welling (2014), Semi-supervised Learning with Deep Generative Models, NeurIPS",
+    ),
+    checks=("unlabelled digits are told apart far better than chance",),
+    example="labelled_digits",
+    size="num_classes",
+    examples=({"num_classes": 10, "hidden": (16,)},),
+)
+def semi_supervised_vae(
+    num_classes: int = 10,
+    latent_dim: int = 2,
+    likelihood: str = "bernoulli",
+    hidden: tuple[int, ...] = (128,),
+    covariance: str = "learned",
+    num_categories: int = 2,
+    label_noise: float = 0.01,
+) -> Pair:
+    r"""Semi-supervised variational autoencoder (Kingma et al. 2014, model M2).
+
+    .. math::
+
+        y_n &\sim \mathrm{Categorical}(1 / C), \quad z_n \sim \mathcal{N}(0, I_K) \\
+        \ell_n \mid y_n &\sim \mathrm{Categorical}((1 - \epsilon) 1_{y_n} + \epsilon / C) \\
+        x_n \mid y_n, z_n &\sim p(x_n \mid f_\theta(z_n, y_n)) \\
+        q(y_n, z_n \mid x_n) &= q_\phi(y_n \mid x_n) \, q_\phi(z_n \mid x_n, y_n)
+
+    ==========================  ===========================================================================
+    ``decoder``                 network :math:`f_\theta`, (K + C,) to the outputs that the likelihood needs
+    ``classifier``              network, (D,) to the log-odds of q(y)
+    ``encoder``                 network, (D + C,) to the mean and the standard deviations of q(z)
+    ``y`` (N,)                  class of each row, summed out exactly
+    ``z`` (N, K)                latent of each row
+    ``label`` (N,)              observed where it is known: the first column
+    ``x`` (N, D)                observed: the other columns
+    ==========================  ===========================================================================
+
+    A label is wrong with a small probability :math:`\epsilon`, ``label_noise``: so known labels teach the classifier
+    through the bound itself, where the paper adds a term to it.
+    """
+    C, K = num_classes, latent_dim
+    check_sizes(num_classes=C, latent_dim=K)
+    if not 0 < label_noise < 1:
+        raise OptionError(f"label_noise: met {label_noise!r}, expected a number between 0 and 1")
+    law = likelihood_of(likelihood, covariance, num_categories)
+
+    @functools.cache
+    def networks(D: int) -> dict[str, nn.Module]:
+        return {
+            "decoder": mlp(K + C, hidden[::-1], law.num_outputs(D)),
+            "classifier": mlp(D, hidden, C),
+            "encoder": mlp(D + C, hidden, 2 * K),
+        }
+
+    def model(table: Tensor) -> None:
+        label, x = table[:, 0], table[:, 1:]
+        D = x.shape[1]
+        decode = pyro.module("decoder", networks(D)["decoder"])
+        with pyro.plate("data", len(x)):
+            y = pyro.sample("y", dist.Categorical(torch.full((C,), 1 / C)), infer={"enumerate": "parallel"})
+            z = pyro.sample("z", dist.Normal(torch.zeros(K), 1.0).to_event(1))
+            told = (1 - label_noise) * torch.eye(C) + label_noise / C
+            pyro.sample("label", dist.Categorical(told[y]), obs=label)
+            pyro.sample("x", law.of(decode(torch.cat([z, torch.eye(C)[y]], -1)), D), obs=x)
+
+    def guide(table: Tensor) -> None:
+        x = filled(table[:, 1:])
+        classify = pyro.module("classifier", networks(x.shape[1])["classifier"])
+        encode = pyro.module("encoder", networks(x.shape[1])["encoder"])
+        with pyro.plate("data", len(x)):
+            y = pyro.sample("y", dist.Categorical(logits=classify(x)), infer={"enumerate": "parallel"})
+            pyro.sample("z", normal_of(encode(torch.cat([x, torch.eye(C)[y]], -1)), K))
+
+    def initialize(table: Tensor, generator: torch.Generator) -> Mapping[str, Tensor]:
+        x = table[:, 1:]
+        return begun(networks(x.shape[1]), generator, {"decoder": law.start(x)})
+
+    return Pair(model, guide, initialize)

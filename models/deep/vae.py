@@ -1,0 +1,98 @@
+"""The variational autoencoder."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+
+import pyro
+import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
+
+from ...inference.likelihoods import likelihood_of
+from ...inference.networks import begun, check_option, check_sizes, filled, mlp, normal_of, num_stats
+from ...inference.pair import Pair
+from ..registry import register
+
+
+@register(
+    family="deep",
+    summary="rows are computed by a network from a few normal numbers of each, which another network infers",
+    data="a table (N, D) of 0 and 1, categories, numbers or counts, as the likelihood says; NaN is missing",
+    inference=("svi",),
+    references=(
+        "Kingma and Welling (2014), Auto-Encoding Variational Bayes, ICLR",
+        "Rezende, Mohamed and Wierstra (2014), Stochastic Backpropagation, ICML",
+        "Murphy (2023), Probabilistic Machine Learning: Advanced Topics, section 21.2",
+    ),
+    checks=("the bound of a hand-written PyTorch loop with the same networks, optimizer, batches and seed",),
+    example="binary_digits",
+    size="latent_dim",
+    examples=({"hidden": (32,)},),
+)
+def vae(
+    latent_dim: int = 2,
+    likelihood: str = "bernoulli",
+    hidden: tuple[int, ...] = (128,),
+    covariance: str = "learned",
+    posterior: str = "diagonal",
+    num_categories: int = 2,
+    scale: float = 1.0,
+    rank: int = 1,
+    encoder: nn.Module | None = None,
+    decoder: nn.Module | None = None,
+) -> Pair:
+    r"""Variational autoencoder (Kingma and Welling 2014).
+
+    .. math::
+
+        z_n &\sim \mathcal{N}(0, I_K) \\
+        x_n \mid z_n &\sim p(x_n \mid f_\theta(z_n)) \\
+        q(z_n \mid x_n) &= \mathcal{N}(\mu_\phi(x_n), \Sigma_\phi(x_n))
+
+    ==========================  ===========================================================================
+    ``decoder``                 network :math:`f_\theta`, (K,) to the outputs that the likelihood needs
+    ``encoder``                 network, (D,) to :math:`\mu_\phi, \Sigma_\phi`: 2 K outputs, or K + K (K + 1) / 2
+    ``scale`` (D,)              of a gaussian likelihood with ``covariance="learned"``
+    ``concentration`` (D,)      of a negative binomial likelihood
+    ``z`` (N, K)                latent of each row
+    ``x`` (N, D)                observed
+    ==========================  ===========================================================================
+
+    ``likelihood`` is "bernoulli", "categorical" (of codes 0 to ``num_categories`` - 1), "gaussian", "poisson" or
+    "negative_binomial". The covariance of a gaussian one is "fixed" (at ``scale``), "learned" (a number a column), or
+    computed by the decoder: "diagonal", "low_rank" (of rank ``rank``) or "full". ``posterior`` is "diagonal" or
+    "full". ``encoder`` and ``decoder`` take any torch modules in place of the perceptrons with ``hidden`` units.
+    The encoder sees missing cells as 0.
+    """
+    K, full = latent_dim, posterior == "full"
+    check_sizes(latent_dim=K)
+    check_option("posterior", posterior, ("diagonal", "full"))
+    law = likelihood_of(likelihood, covariance, num_categories, scale, rank)
+
+    @functools.cache
+    def networks(D: int) -> dict[str, nn.Module]:
+        return {
+            "decoder": decoder or mlp(K, hidden[::-1], law.num_outputs(D)),
+            "encoder": encoder or mlp(D, hidden, num_stats(K, full)),
+        }
+
+    def model(x: Tensor) -> None:
+        D = x.shape[1]
+        decode = pyro.module("decoder", networks(D)["decoder"])
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(K), 1.0).to_event(1))
+            pyro.sample("x", law.of(decode(z), D), obs=x)
+
+    def guide(x: Tensor) -> None:
+        encode = pyro.module("encoder", networks(x.shape[1])["encoder"])
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", normal_of(encode(filled(x)), K, full))
+
+    def initialize(x: Tensor, generator: torch.Generator) -> Mapping[str, Tensor]:
+        own = {"decoder": decoder, "encoder": encoder}
+        drawn = {name: network for name, network in networks(x.shape[1]).items() if own[name] is None}
+        return begun(drawn, generator, {"decoder": law.start(x)} if decoder is None else {})
+
+    return Pair(model, guide, initialize)
