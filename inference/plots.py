@@ -38,8 +38,8 @@ KINDS: dict[str, Callable[..., Figure]] = {
     "rates": rates,
     "regressions": regressions,
     "decomposition": decomposition,
-    "embedding": embedding,
     "manifold": manifold,
+    "embedding": embedding,
     "weights": weights,
 }
 """Name of each kind -> the function of a fit, and data where it takes other than the fit's, that draws it."""
