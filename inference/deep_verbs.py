@@ -26,6 +26,7 @@ from .pareto import k_hat
 from .structure import base_of
 
 ROW_DRAWS = 100  # of the importance-weighted bound, and of moments that have no closed form
+FEWEST = 20  # of them, under each of many configurations
 HELD = 40_000  # rows of the model, repeated ones too, that are looked at together
 
 
@@ -149,7 +150,7 @@ def latents(fit: Any, dataset: Dataset) -> dict[str, Any]:
         closed = _closed(it) if len(story.latents) == 1 and not story.discrete else None
         if closed is not None and not story.computed:
             return closed
-        num = ROW_DRAWS if story.latents else 1
+        num = max(FEWEST, ROW_DRAWS // story.num_configurations) if story.latents else 1
         probs: dict[str, list[Tensor]] = {name: [] for name in story.discrete}
         moments: dict[str, list[Moments]] = {name: [] for name in (*story.latents, *story.computed)}
         table = configurations(story, 1) if story.discrete else {}

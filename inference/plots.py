@@ -39,8 +39,8 @@ KINDS: dict[str, Callable[..., Figure]] = {
     "rates": rates,
     "regressions": regressions,
     "decomposition": decomposition,
-    "embedding": embedding,
     "manifold": manifold,
+    "embedding": embedding,
     "weights": weights,
     "blocks": blocks,
 }
