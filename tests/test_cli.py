@@ -609,7 +609,7 @@ def test_readme_python_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    first, by_svi, own, bayesian = blocks("python")
+    first, by_svi, deep, own, bayesian = blocks("python")
     exec(first, {})
     out = capsys.readouterr().out
     assert "\n-180.18547" in out
@@ -636,6 +636,9 @@ def test_readme_python_runs(
     assert drawn.std().item() == pytest.approx(precision**-0.5, rel=0.15)
     assert drawn.mean().item() == pytest.approx(data.sum().item() / precision, abs=0.5 * precision**-0.5)
     assert any((tmp_path / "runs" / "long").iterdir())
+    exec(deep, names := {"zoo": zoo})
+    assert names["fit"].history[-1] > names["fit"].history[0]
+    assert names["encoded"].history[-1] > names["encoded"].history[0]
 
 
 def test_readme_commands_run(run: Run) -> None:
