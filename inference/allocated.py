@@ -11,7 +11,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from .allocating import SINGLE, Block, Rows, Shared, expect_shared, make_blocks, mean_of
+from .allocating import SINGLE, Block, Rows, Shared, expect_shared, make_block, make_blocks, mean_of
 from .allocation import Allocation, Side, read_allocation, sample_of
 from .bags import DENSE_BYTES, Bags
 from .checks import check_counts, check_seed
@@ -58,8 +58,30 @@ def allocated_on(fit: Any, dataset: Dataset) -> Allocated:
     state = fit.guide_parts[name] if name in fit.guide_parts else matrix_of(allocation, fit.params[name])
     shared = expect_shared(allocation, state)
     with torch.no_grad():
-        etas = [Rows(allocation, block, shared).run(None, UPDATES, STILL).eta for block in blocks]
+        etas = [_settle(allocation, block, shared) for block in blocks]
     return Allocated(allocation, blocks, state, shared, etas)
+
+
+def _settle(allocation: Allocation, block: Block, shared: Shared) -> Tensor:
+    """Each row's factor (n, K[, 2]), updated until it stands still. A few rows take hundreds of updates: whenever half
+    of those at hand stand still, the others go on alone.
+    """
+    rows = Rows(allocation, block, shared)
+    rate, eta = rows.exposure, rows.start()
+    out, left = eta.clone(), torch.arange(len(eta))
+    for _ in range(UPDATES):
+        before, eta = eta, rows.update(eta, rate)
+        moving = (eta - before).abs().flatten(1).mean(1) > STILL
+        number = int(moving.sum())
+        if number <= len(left) // 2:
+            out[left] = eta
+            left, eta = left[moving], eta[moving]
+            if not number:
+                return out
+            rows = Rows(allocation, make_block(allocation, block.place[left]), shared)
+            rate = rows.exposure
+    out[left] = eta
+    return out
 
 
 def mixes_profiles(fit: Any) -> bool:
