@@ -47,19 +47,27 @@ class Allocated(NamedTuple):
 
 def allocated_on(fit: Any, dataset: Dataset) -> Allocated:
     """Call inside `engine_state`."""
-    structure = read(fit.pair.model, sample_of(dataset.values), fit.params)
-    allocation = read_allocation(fit.pair.model, dataset.values, structure, dataset.schema)
-    assert allocation is not None
+    return _settled(*_read_on(fit, dataset))
+
+
+def _settled(allocation: Allocation, state: Tensor) -> Allocated:
     blocks = make_blocks(allocation)
-    name = allocation.shared.name
-    if name not in fit.guide_parts:  # learned as a point, or by a guide of another family: its centre stands for it
-        point = Side(name, Point(), None, isinstance(allocation.shared.family, DirichletFactor))
-        allocation = allocation if allocation.shared.prior is None else replace(allocation, shared=point)
-    state = fit.guide_parts[name] if name in fit.guide_parts else matrix_of(allocation, fit.params[name])
     shared = expect_shared(allocation, state)
     with torch.no_grad():
         etas = [_settle(allocation, block, shared) for block in blocks]
     return Allocated(allocation, blocks, state, shared, etas)
+
+
+def _read_on(fit: Any, dataset: Dataset) -> tuple[Allocation, Tensor]:
+    """The model on some data, and the state of what its rows share."""
+    structure = read(fit.pair.model, sample_of(dataset.values), fit.params)
+    allocation = read_allocation(fit.pair.model, dataset.values, structure, dataset.schema)
+    assert allocation is not None
+    name = allocation.shared.name
+    if name not in fit.guide_parts:  # learned as a point, or by a guide of another family: its centre stands for it
+        point = Side(name, Point(), None, isinstance(allocation.shared.family, DirichletFactor))
+        allocation = allocation if allocation.shared.prior is None else replace(allocation, shared=point)
+    return allocation, fit.guide_parts[name] if name in fit.guide_parts else matrix_of(allocation, fit.params[name])
 
 
 def _settle(allocation: Allocation, block: Block, shared: Shared) -> Tensor:
@@ -122,12 +130,11 @@ def factor(fit: Any, site: str, dataset: Dataset) -> Any:
     with engine_state(fit.seed), torch.no_grad():
         if site in fit.params and site not in fit.guide_parts:
             return dist.Delta(fit.params[site])
-        found = allocated_on(fit, dataset)
-        allocation = found.allocation
+        allocation, state = _read_on(fit, dataset)
         if site == allocation.rows.name:
-            return allocation.rows.family.distribution(found.eta)
+            return allocation.rows.family.distribution(_settled(allocation, state).eta)
         if site == allocation.shared.name:
-            return allocation.shared.family.distribution(_own_eta(allocation, found.state))
+            return allocation.shared.family.distribution(_own_eta(allocation, state))
     raise DataError(f"posterior: no latent named '{site}'; the model has {sorted((allocation.rows.name, *fit.params))}")
 
 
