@@ -9,6 +9,7 @@ import ast
 import importlib
 import importlib.util
 import re
+import warnings
 from collections import Counter
 from collections.abc import Iterator
 from functools import cache
@@ -65,7 +66,7 @@ CUTS = tuple(
     )
 )
 # From a definition to the end of the next docstring: to read what functions do would take most of the time.
-HEAD = re.compile(r'^(?:class|def) [\s\S]*?"""[\s\S]*?"""', re.MULTILINE)
+HEAD = re.compile(r"^(?:class|def) [\s\S]*?(\"\"\"|''')[\s\S]*?\1", re.MULTILINE)
 WORD = re.compile(r"(?<![\w.\\])[a-z]{3,}(?![\w(=])")
 
 
@@ -99,15 +100,17 @@ def _documented(package: str, left_out: set[str]) -> Iterator[tuple[str, str]]:
             if left_out.intersection((*folders, file)):
                 continue
             where = [package, *folders] if file.startswith("_") else [package, *folders, file]
-            for head in HEAD.findall(path.read_text(encoding="utf-8")):
-                for node in _nodes(head):
+            for head in HEAD.finditer(path.read_text(encoding="utf-8", errors="replace")):
+                for node in _nodes(head[0]):
                     if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
                         yield ".".join((*where, node.name)), ast.get_docstring(node) or ""
 
 
 def _nodes(source: str) -> list[ast.stmt]:
     try:
-        return ast.parse(source).body
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what Python thinks of the escapes in other people's strings
+            return ast.parse(source).body
     except SyntaxError:  # the triple quote that ends the head was not that of a docstring
         return []
 

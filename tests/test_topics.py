@@ -103,7 +103,7 @@ def test_lda_by_hand_gives_the_same_topics_at_every_sweep(point):
 
 def test_each_row_stands_still_however_long_the_others_take():
     """Rows leave as they come to rest: each must be where updating all of them for long ends."""
-    x = documents(25, length=60)
+    x = documents(12, length=60)
     fit = short(lda(), x, 40)
     lam = fit.posterior("topics").concentration.numpy()
     log_beta = digamma(lam) - digamma(lam.sum(1, keepdims=True))
