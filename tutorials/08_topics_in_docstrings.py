@@ -51,8 +51,8 @@ def save(figure, name):
 # public functions and classes of NumPy, SciPy, scikit-learn, pandas, xarray, NetworkX and Matplotlib. Text wants
 # cleaning before it is counted. Formulas, code, names in backticks, types of parameters, examples and references are
 # taken out, and English words such as "the". Of the words that are left, the 800 most frequent are kept that stand in
-# at least twenty docstrings and in no more than a quarter of them. With other versions of the packages the numbers
-# below will be somewhat different ones.
+# at least twenty docstrings and in no more than a quarter of them; a docstring with fewer than ten of these is left out.
+# With other versions of the packages the numbers below will be somewhat different ones.
 
 # %%
 counts = load_bundled("documentation")
@@ -87,8 +87,8 @@ assert fit.bounded  # of topics p(x) is only bounded, and the summary says so
 save(fit.plot(), "08_topics")
 
 # %% [markdown]
-# Nobody said that there is such a thing as a graph, a Fourier transform or a hypothesis test. Nobody said, either, what
-# we care about: some topics are of the way in which docstrings are written, not of what the functions do.
+# Nobody said that there is such a thing as a graph, a matrix or a file. Nobody said, either, what we care about: some
+# topics are of the way in which docstrings are written (method, class, instance), not of what the functions do.
 #
 # The model never saw where a function is from. Average $\theta_n$ over the functions of each part of a package:
 
@@ -301,8 +301,8 @@ assert hang[50] - hang[20] < 0.5 * (hang[20] - hang[1])
 # - **plain SVI**: the same pair, and nothing used of what is known about it. Gradients of the bound are estimated from
 #   draws, and Adam takes the steps. It serves any model; what does it cost here?
 #
-# So that nobody has to wait, all three learn eight topics from a quarter of the documents. Perplexity is measured in
-# the same way, on the documents held out before.
+# So that nobody has to wait, all three learn eight topics, from a quarter of the documents that are not held out.
+# Perplexity is measured in the same way for all, on those that are.
 
 # %%
 ways = {
