@@ -51,7 +51,7 @@ def save(figure, name):
 # public functions and classes of NumPy, SciPy, scikit-learn, pandas, xarray, NetworkX and Matplotlib. Text wants
 # cleaning before it is counted. Formulas, code, names in backticks, types of parameters, examples and references are
 # taken out, and English words such as "the". Of the words that are left, the 800 most frequent are kept that stand in
-# at least twenty docstrings and in no more than a quarter of them; a docstring with fewer than ten of these is left out.
+# at least twenty docstrings and in no more than a quarter of them; a docstring with fewer than ten of them is left out.
 # With other versions of the packages the numbers below will be somewhat different ones.
 
 # %%
