@@ -11,7 +11,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from .allocating import SINGLE, Block, Rows, Shared, expect_shared, make_blocks, mean_of
+from .allocating import SINGLE, Block, Rows, Shared, expect_shared, make_block, make_blocks, mean_of
 from .allocation import Allocation, Side, read_allocation, sample_of
 from .bags import DENSE_BYTES, Bags
 from .checks import check_counts, check_seed
@@ -47,19 +47,49 @@ class Allocated(NamedTuple):
 
 def allocated_on(fit: Any, dataset: Dataset) -> Allocated:
     """Call inside `engine_state`."""
+    return _settled(*_read_on(fit, dataset))
+
+
+def _settled(allocation: Allocation, state: Tensor) -> Allocated:
+    blocks = make_blocks(allocation)
+    shared = expect_shared(allocation, state)
+    with torch.no_grad():
+        etas = [_settle(allocation, block, shared) for block in blocks]
+    return Allocated(allocation, blocks, state, shared, etas)
+
+
+def _read_on(fit: Any, dataset: Dataset) -> tuple[Allocation, Tensor]:
+    """The model on some data, and the state of what its rows share."""
     structure = read(fit.pair.model, sample_of(dataset.values), fit.params)
     allocation = read_allocation(fit.pair.model, dataset.values, structure, dataset.schema)
     assert allocation is not None
-    blocks = make_blocks(allocation)
     name = allocation.shared.name
     if name not in fit.guide_parts:  # learned as a point, or by a guide of another family: its centre stands for it
         point = Side(name, Point(), None, isinstance(allocation.shared.family, DirichletFactor))
         allocation = allocation if allocation.shared.prior is None else replace(allocation, shared=point)
-    state = fit.guide_parts[name] if name in fit.guide_parts else matrix_of(allocation, fit.params[name])
-    shared = expect_shared(allocation, state)
-    with torch.no_grad():
-        etas = [Rows(allocation, block, shared).run(None, UPDATES, STILL).eta for block in blocks]
-    return Allocated(allocation, blocks, state, shared, etas)
+    return allocation, fit.guide_parts[name] if name in fit.guide_parts else matrix_of(allocation, fit.params[name])
+
+
+def _settle(allocation: Allocation, block: Block, shared: Shared) -> Tensor:
+    """Each row's factor (n, K[, 2]), updated until it stands still. A few rows take hundreds of updates: whenever half
+    of those at hand stand still, the others go on alone.
+    """
+    rows = Rows(allocation, block, shared)
+    rate, eta = rows.exposure, rows.start()
+    out, left = eta.clone(), torch.arange(len(eta))
+    for _ in range(UPDATES):
+        before, eta = eta, rows.update(eta, rate)
+        moving = (eta - before).abs().flatten(1).mean(1) > STILL
+        number = int(moving.sum())
+        if number <= len(left) // 2:
+            out[left] = eta
+            left, eta = left[moving], eta[moving]
+            if not number:
+                return out
+            rows = Rows(allocation, make_block(allocation, block.place[left]), shared)
+            rate = rows.exposure
+    out[left] = eta
+    return out
 
 
 def mixes_profiles(fit: Any) -> bool:
@@ -100,12 +130,11 @@ def factor(fit: Any, site: str, dataset: Dataset) -> Any:
     with engine_state(fit.seed), torch.no_grad():
         if site in fit.params and site not in fit.guide_parts:
             return dist.Delta(fit.params[site])
-        found = allocated_on(fit, dataset)
-        allocation = found.allocation
+        allocation, state = _read_on(fit, dataset)
         if site == allocation.rows.name:
-            return allocation.rows.family.distribution(found.eta)
+            return allocation.rows.family.distribution(_settled(allocation, state).eta)
         if site == allocation.shared.name:
-            return allocation.shared.family.distribution(_own_eta(allocation, found.state))
+            return allocation.shared.family.distribution(_own_eta(allocation, state))
     raise DataError(f"posterior: no latent named '{site}'; the model has {sorted((allocation.rows.name, *fit.params))}")
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from .correlations import girls
+from .docstrings import docstrings, documentation
 
 BUNDLED: dict[str, str] = {
     "iris": "150 flowers of three species, 4 lengths in cm (Fisher 1936)",
@@ -33,6 +34,7 @@ BUNDLED: dict[str, str] = {
     "cars": "32 cars of 1973-74: consumption, weight, engine, gears (Henderson & Velleman 1981)",
     "girls": "305 girls, 8 measurements: rows made to have the correlations of Harman (1976, table 2.3)",
     "docstrings": "functions of scipy by the words of their docstrings (of the version installed)",
+    "documentation": "functions and classes of seven packages by the words of their docstrings (as installed)",
     "karate_club": "34 members of a karate club, who is friends with whom: a graph of 78 edges (Zachary 1977)",
     "galaxies": "82 velocities in 1000 km/s, Corona Borealis region (Postman et al. 1986; Roeder 1990)",
 }
@@ -239,7 +241,9 @@ def load_bundled(name: str) -> Any:
     if name == "galaxies":
         return _frame({"velocity": [int(number) / 1000 for number in _GALAXIES.split()]})
     if name == "docstrings":
-        return _docstrings()
+        return docstrings()
+    if name == "documentation":
+        return documentation()
     if name == "karate_club":
         return _karate_club()
     from sklearn import datasets
@@ -255,40 +259,6 @@ def load_bundled(name: str) -> Any:
         pixels = datasets.load_digits().images  # (N, 8, 8), each 0 to 16
         return _frame({f"line {line}": ink.astype(int) for line, ink in enumerate(pixels.sum(2).T)})
     return getattr(datasets, f"load_{name}")(as_frame=True)["data"]
-
-
-# each speaks of something of its own, so that there are topics to be found
-_DOCUMENTED = ("fft", "integrate", "interpolate", "linalg", "optimize", "signal", "spatial.distance", "stats")
-_EACH = 40  # functions of a module, the first by name
-_WORDS = 200  # the most frequent that are neither in few docstrings nor in most
-
-
-def _docstrings() -> Any:
-    """One row for each function, one column for each word, how often it stands in the docstring."""
-    import importlib
-    import re
-    from collections import Counter
-
-    from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
-
-    names, bags = [], []
-    for module in _DOCUMENTED:
-        found = vars(importlib.import_module(f"scipy.{module}"))
-        functions = [one for one in sorted(found) if one[0].islower() and callable(found[one]) and found[one].__doc__]
-        for function in functions[:_EACH]:
-            text = re.split(r"\n\s*(?:References|Examples)\s*\n", found[function].__doc__)[0]
-            words = re.findall(r"[a-z]{3,}", text.lower())
-            names.append(f"{module}.{function}")
-            bags.append(Counter(word for word in words if word not in ENGLISH_STOP_WORDS))
-    spread = Counter(word for bag in bags for word in bag)
-    total = sum(bags, Counter())
-    known = [word for word in sorted(total) if 5 <= spread[word] <= len(bags) // 2]
-    vocabulary = sorted(sorted(known, key=lambda word: -total[word])[:_WORDS])
-    rows = [[bag[word] for word in vocabulary] for bag in bags]
-    kept = [place for place, row in enumerate(rows) if sum(row) >= 10]
-    table = _frame({word: [rows[place][v] for place in kept] for v, word in enumerate(vocabulary)})
-    table.index = [names[place] for place in kept]
-    return table
 
 
 def _expand(columns: tuple[str, ...], labels: tuple[str, ...], table: str) -> Any:

@@ -21,6 +21,7 @@ from latentzoo.inference.data import (
     adapt,
     is_missing,
 )
+from latentzoo.inference.docstrings import words_of
 
 NAN = float("nan")
 
@@ -87,10 +88,55 @@ def test_every_bundled_set_has_the_size_it_is_said_to_have(name: str) -> None:
     assert not is_missing(dataset.values)
     if name == "docstrings":  # as many as the installed version documents
         assert len(frame) > 200
+    elif name == "documentation":
+        assert len(frame) >= 2000
+        assert 500 <= frame.shape[1] <= 1500
+        assert frame.sum(axis=1).min() >= 10  # no document without words, of which a topic model can say nothing
+        assert frame.index.is_unique
     else:
         assert str(len(frame)) == BUNDLED[name].split()[0]
     widths = re.findall(r"(\d+) (?:lengths|chem|pixels|meas|exer|path|questions)", BUNDLED[name])
     assert widths in ([], [str(frame.shape[1])])
+
+
+def test_only_the_prose_of_a_docstring_is_counted() -> None:
+    text = """Smooth a signal.
+
+Filters `inside` with ``code`` and :func:`role`.
+
+.. versionadded:: 1.2
+
+Parameters
+----------
+window : ndarray, optional
+    Weights of the
+    average.
+
+See Also
+--------
+other : Something else.
+
+Notes
+-----
+The mean is
+
+.. math::
+
+    \\frac{a}{b}
+
+which is a_name and call(x), of 3d kind.
+
+References
+----------
+.. [1] A book.
+
+Examples
+--------
+>>> smooth(1)
+Printed
+"""
+    expected = "smooth a signal filters with and weights of the average the mean is which is and of kind"
+    assert words_of(text) == [word for word in expected.split() if len(word) > 2]
 
 
 def test_unknown_bundled_name() -> None:

@@ -101,6 +101,16 @@ def test_lda_by_hand_gives_the_same_topics_at_every_sweep(point):
             np.testing.assert_allclose(fit.posterior("topics").concentration.numpy(), lam, rtol=1e-8)
 
 
+def test_each_row_stands_still_however_long_the_others_take():
+    """Rows leave as they come to rest: each must be where updating all of them for long ends."""
+    x = documents(12, length=60)
+    fit = short(lda(), x, 40)
+    lam = fit.posterior("topics").concentration.numpy()
+    log_beta = digamma(lam) - digamma(lam.sum(1, keepdims=True))
+    gamma = blei_e_step(x, ALPHA + np.repeat(x.sum(1, keepdims=True) / K, K, 1), log_beta, 3000)
+    np.testing.assert_allclose(fit.posterior("theta").concentration.numpy(), gamma, atol=1e-3)
+
+
 def test_gamma_poisson_by_hand_gives_the_same_factors_at_every_sweep():
     """Cemgil (2009), algorithm 1; Gopalan et al. (2015), section 3, without their hyper-priors."""
     x = documents()
