@@ -42,3 +42,13 @@ def param_store_untouched() -> Iterator[None]:
         if name not in before or name not in after or not torch.equal(before[name], after[name])
     ]
     assert not changed, f"the test left changed params in Pyro's global store: {changed}"
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """SVI beside EM and CAVI takes seconds a case: of every model the first example is for every day."""
+    if getattr(item, "originalname", "").startswith("test_svi_reaches"):
+        from latentzoo.models.registry import ENTRIES
+
+        case = item.callspec.params  # type: ignore[attr-defined]
+        if case["example"] != ENTRIES[case["name"]].examples[0]:
+            item.add_marker("slow")
