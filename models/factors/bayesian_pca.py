@@ -28,7 +28,7 @@ VAGUE = 1e-3  # shape and rate of the Gamma priors (Bishop 1999)
     ),
     checks=("coordinate updates equal those of Bishop (1999) at every sweep",),
     example="iris",
-    examples=({"num_factors": 3},),
+    examples=({"num_factors": 2},),
 )
 def bayesian_pca(num_factors: int = 2) -> Pair:
     r"""Variational principal component analysis (Bishop 1999).
