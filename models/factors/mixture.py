@@ -29,7 +29,7 @@ from ..registry import register
     checks=("1 component is factor analysis; no factor would be a Gaussian mixture of tied diagonal covariance",),
     example="wine",
     size="num_components",
-    examples=({"num_components": 2, "num_factors": 1}, {"num_components": 3, "num_factors": 2}),
+    examples=({"num_components": 2, "num_factors": 1},),
 )
 def mixture_of_factor_analyzers(num_components: int = 3, num_factors: int = 2) -> Pair:
     r"""Mixture of factor analysers (Ghahramani and Hinton 1996).
