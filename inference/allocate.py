@@ -31,12 +31,11 @@ from .data import Dataset
 from .errors import warn
 from .estep import one_thread
 from .factors import Point
-from .fit import Fit, free_dims
+from .fit import Fit, fit_of
 from .loop import Progress, Stop
 from .modes import Outcome, map_modes, rank
 from .pair import Pair
 from .runner import Runner
-from .saving import versions
 from .schedule import Schedule
 from .sites import Params
 from .starts import jitter, starting_values
@@ -93,26 +92,18 @@ def fit_allocation(
     best = rank(outcomes)[0]
     state = states[next(i for i, one in enumerate(outcomes) if one is best)]
     point = isinstance(allocation.shared.family, Point)
-    params = {name: value.cpu() for name, value in best.params.items()}
-    fit = Fit(
+    fit = fit_of(
         pair,
-        "cavi",
-        params,
-        torch.tensor(best.history, dtype=torch.float64),
-        best.converged,
-        best.bound,
-        sum(free_dims(structure.params[name].constraint, value) for name, value in params.items()),
-        float(len(allocation.counts) if share is None else share.sum()),
-        math.nan,
+        dataset,
+        structure,
+        best,
         map_modes(outcomes, {}, failed),
-        best.start,
-        seed,
-        dataset.schema,
-        guide=GUIDE,
-        guide_parts={} if point else {allocation.shared.name: state.detach().cpu()},
-        versions=versions(),
-        data=dataset,
+        float(len(allocation.counts) if share is None else share.sum()),
+        inference="cavi",
+        seed=seed,
         weights=weights,
+        guide=GUIDE,
+        guide_parts={} if point else {allocation.shared.name: state},
     )
     if tol > 0 and not fit.converged:
         kind = "sweeps" if batch_size is None else "passes"

@@ -21,7 +21,7 @@ from .data import Dataset
 from .deep_checkpoints import DeepCheckpoints
 from .deep_checks import check_rows_seen, check_sites
 from .deep_fit import deep_fit
-from .deep_story import Story, free_value, installed, network_state, read_story, to_dtype
+from .deep_story import Story, free_value, installed, read_story, to_dtype
 from .deep_train import Plan, Progressed, Training, adam
 from .errors import FitError, HasNetworks, ModelError, OptionError, warn
 from .estep import one_thread
@@ -67,7 +67,7 @@ class Asked(NamedTuple):
 def deep_svi(pair: Pair, dataset: Dataset, home: torch.device, asked: Asked) -> Fit:
     """Fit the networks; `svi` has taken the data in, and documents the options."""
     plan = _plan(asked)
-    with network_state(asked.seed, home, torch.float32):
+    with engine_state(asked.seed, home, torch.float32):
         values = to_dtype(dataset.values, torch.float32)
         story = read_story(replace(pair, guide=None) if asked.amortized else pair, values)
         if story.dtype is not torch.float32:

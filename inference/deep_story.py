@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -119,27 +119,8 @@ def _calling_module() -> nn.Module:
     raise ModelError(f"a param is named with '{DIVIDER}', which is kept for networks: use pyro.module, or another name")
 
 
-@contextmanager
-def network_state(seed: int | None, device: Any, dtype: torch.dtype) -> Iterator[None]:
-    """Run a pair in `dtype` on `device`, its own param store and random state; the caller's are left untouched."""
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        with (
-            pyro.validation_enabled(False),
-            torch.random.fork_rng(enabled=seed is not None),
-            pyro.get_param_store().scope(),
-            nullcontext() if torch.device(device).type == "cpu" else torch.device(device),
-        ):
-            if seed is not None:
-                torch.manual_seed(seed)
-            yield
-    finally:
-        torch.set_default_dtype(before)
-
-
 def read_story(pair: Pair, data: Any, dtype: torch.dtype = torch.float32) -> Story:
-    """Read a pair on the first rows of its data. Call inside `network_state`.
+    """Read a pair on the first rows of its data. Call inside `engine_state`.
 
     Raises
     ------

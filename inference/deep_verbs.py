@@ -19,11 +19,11 @@ from .data import DataError, Dataset
 from .deep_bound import Drawn, configurations, draw, log_weights, terms
 from .deep_checks import check_sites
 from .deep_fit import OWN
-from .deep_story import Story, installed, network_state, read_story, to_dtype
+from .deep_story import Story, installed, read_story, to_dtype
 from .derived import Moments
 from .networks import DIVIDER
 from .pareto import k_hat
-from .structure import base_of
+from .structure import base_of, engine_state
 
 ROW_DRAWS = 100  # of the importance-weighted bound, and of moments that have no closed form
 FEWEST = 20  # of them, under each of many configurations
@@ -65,7 +65,7 @@ class Importance(NamedTuple):
 @contextmanager
 def opened(fit: Any, dataset: Dataset, seed: int) -> Iterator[Opened]:
     """A fit at work on data, its networks as in use (no dropout, no noise)."""
-    with network_state(seed, "cpu", torch.float32), torch.no_grad():
+    with engine_state(seed, "cpu", torch.float32), torch.no_grad():
         values = to_dtype(dataset.values, torch.float32)
         pair, shape = fit.pair, None
         if fit.guide != OWN:

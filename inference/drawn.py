@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import pyro.distributions as dist
@@ -158,8 +158,8 @@ class DrawnProgram(Program):
         Values of all others, which those sites do not depend on.
     """
 
-    needs: dict[str, dict[str, torch.Size]] = None  # type: ignore[assignment]
-    fixed: Params = None  # type: ignore[assignment]
+    needs: dict[str, dict[str, torch.Size]] = field(default_factory=dict)
+    fixed: Params = field(default_factory=dict)
 
     def trace(self, params: Params) -> Any:
         """Every scored site at draws."""

@@ -34,7 +34,7 @@ from .free import base_constraint
 from .modes import ModeMap, Outcome
 from .pair import Pair
 from .program import Program
-from .structure import engine_state
+from .structure import Structure, engine_state
 
 DOUBLED_BYTES = 1 << 28  # float32 data up to this size are copied as float64; larger ones as they are read, by chunk
 
@@ -335,7 +335,6 @@ def finish(
     guide_parts: dict[str, Tensor] | None = None,
 ) -> Fit:
     """Make the `Fit` of the best outcome."""
-    params = {name: value.cpu() for name, value in best.params.items()}
     batch = {name: value.unsqueeze(0) for name, value in best.params.items()}
     if program.structure.continuous:  # summed out by nobody: what is known of log p(x) is its bound
         log_likelihood, entropy = best.bound, float("nan")
@@ -343,21 +342,56 @@ def finish(
         with torch.no_grad():
             log_likelihood = expectations(program, batch, share).log_prob[0].item()
         entropy = verbs.entropy(program, batch, share)
-    rows = float(program.num_rows if share is None else share.sum())
-    free = sum(free_dims(program.structure.params[name].constraint, value) for name, value in params.items())
-    free -= rotations(program)
+    return fit_of(
+        pair,
+        dataset,
+        program.structure,
+        best,
+        modes,
+        float(program.num_rows if share is None else share.sum()),
+        inference=inference,
+        seed=seed,
+        weights=weights,
+        guide=guide,
+        guide_parts=guide_parts,
+        log_likelihood=log_likelihood,
+        entropy=entropy,
+        redundant=rotations(program),
+    )
+
+
+def fit_of(
+    pair: Pair,
+    dataset: Dataset,
+    structure: Structure,
+    best: Outcome,
+    modes: ModeMap,
+    rows: float,
+    *,
+    inference: str,
+    seed: int,
+    weights: Any,
+    guide: str = "",
+    guide_parts: dict[str, Tensor] | None = None,
+    log_likelihood: float | None = None,
+    entropy: float = math.nan,
+    redundant: int = 0,
+) -> Fit:
+    """An outcome as a `Fit`; where nobody knows the log-likelihood, its bound."""
+    params = {name: value.detach().cpu() for name, value in best.params.items()}
+    free = sum(free_dims(structure.params[name].constraint, value) for name, value in params.items())
     return Fit(
         pair,
         inference,
         params,
         torch.tensor(best.history, dtype=torch.float64),
         best.converged,
-        log_likelihood,
-        free,
+        best.bound if log_likelihood is None else log_likelihood,
+        free - redundant,
         rows,
         entropy,
         modes,
-        {name: value.cpu() for name, value in best.start.items()},
+        {name: value.detach().cpu() for name, value in best.start.items()},
         seed,
         dataset.schema,
         guide=guide,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from typing import Any
 
@@ -13,7 +12,7 @@ from .data import Dataset
 from .errors import ModelError, OptionError, warn
 from .estep import one_thread
 from .factors import Point
-from .fit import Fit, free_dims
+from .fit import Fit, fit_of
 from .loop import Stop
 from .modes import Outcome, map_modes, rank
 from .new_graphs import INTO, OUT
@@ -22,7 +21,6 @@ from .related import GUIDE
 from .relating import Relating, candidates_of, given_start, settled
 from .relations import Relation, read_relation
 from .runner import Runner
-from .saving import versions
 from .sites import Params
 from .starts import _each
 
@@ -60,29 +58,21 @@ def fit_relation(
     outcomes = [_aligned(relation, one, best) for one in found]
     first = rank(outcomes)[0]
     structure = relation.field.program.structure
-    params = {name: value.detach().cpu() for name, value in first.params.items()}
     factors = [n for n, f in relation.field.families.items() if not isinstance(f, Point)]
     parts = {name: best.params[name] for name in (*factors, relation.latent)}
     parts |= {OUT: relation.probe.out_degree, INTO: relation.probe.in_degree}
-    fit = Fit(
+    fit = fit_of(
         pair,
-        "cavi",
-        params,
-        torch.tensor(first.history, dtype=torch.float64),
-        first.converged,
-        first.bound,
-        sum(free_dims(structure.params[name].constraint, value) for name, value in params.items()),
-        float(structure.num_rows),
-        math.nan,
+        dataset,
+        structure,
+        first,
         map_modes(outcomes, {}, failed),
-        {name: value.detach().cpu() for name, value in first.start.items()},
-        seed,
-        dataset.schema,
-        guide=GUIDE,
-        guide_parts={name: value.detach().cpu() for name, value in parts.items()},
-        versions=versions(),
-        data=dataset,
+        float(structure.num_rows),
+        inference="cavi",
+        seed=seed,
         weights=None,
+        guide=GUIDE,
+        guide_parts=parts,
     )
     if tol > 0 and not fit.converged:
         warn(f"cavi: stopped after {len(fit.history) - 1} sweeps before the tolerance was met: raise max_iters or tol")

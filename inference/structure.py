@@ -186,10 +186,10 @@ def prior_center(fn: Any) -> Tensor:
 
 
 @contextmanager
-def engine_state(seed: int | None = None, device: Any = "cpu") -> Iterator[None]:
-    """Run a model in float64 on `device`, its own param store and random state; the caller's are left untouched."""
-    dtype = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
+def engine_state(seed: int | None = None, device: Any = "cpu", dtype: torch.dtype = torch.float64) -> Iterator[None]:
+    """Run a model in `dtype` on `device`, its own param store and random state; the caller's are left untouched."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
     try:
         with (
             pyro.validation_enabled(False),
@@ -202,7 +202,7 @@ def engine_state(seed: int | None = None, device: Any = "cpu") -> Iterator[None]
                 torch.manual_seed(seed)
             yield
     finally:
-        torch.set_default_dtype(dtype)
+        torch.set_default_dtype(before)
 
 
 def run(model: Any, data: Any, bind: Bind, nesting: int, enumerated: bool = True) -> Run:

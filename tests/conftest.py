@@ -49,6 +49,6 @@ def pytest_itemcollected(item: pytest.Item) -> None:
     if item.path.name == "test_contract.py" and item.name.startswith("test_svi_reaches"):
         from latentzoo.models.registry import ENTRIES
 
-        case = item.callspec.params  # type: ignore[attr-defined]
+        case = item.callspec.params
         if case["example"] != ENTRIES[case["name"]].examples[0]:
             item.add_marker("slow")

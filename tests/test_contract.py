@@ -11,7 +11,7 @@ from pyro import poutine
 from latentzoo import zoo
 from latentzoo.inference.data import adapt
 from latentzoo.inference.deep import has_networks
-from latentzoo.inference.deep_story import network_state, read_story, to_dtype
+from latentzoo.inference.deep_story import read_story, to_dtype
 from latentzoo.inference.derived import Moments
 from latentzoo.inference.errors import OptionError
 from latentzoo.inference.generate import known_cells
@@ -92,7 +92,7 @@ def observed_sites(pair, data):
     """The observed sites of a run of the model on data whose cells are marked."""
     dataset = taken(pair, data)
     deep = has_networks(pair, dataset.values, 0)
-    with network_state(0, "cpu", torch.float32) if deep else engine_state(0):
+    with engine_state(0, dtype=torch.float32 if deep else torch.float64):
         marked = symbol(to_dtype(dataset.values, torch.float32) if deep else dataset.values, "data")
         sites = sample_sites(poutine.trace(on_table(pair, dataset.schema).model).get_trace(marked))
     return [site for site in sites.values() if site["is_observed"]]
@@ -137,7 +137,7 @@ def test_the_model_can_be_read_and_its_card_is_whole(name, pair, data, rows):
     found = taken(pair, data)
     on_data = on_table(pair, found.schema)
     if has_networks(on_data, found.values, 0):
-        with network_state(0, "cpu", torch.float32):
+        with engine_state(0, "cpu", torch.float32):
             story = read_story(on_data, to_dtype(found.values, torch.float32))
         assert story.networks
         assert story.observed

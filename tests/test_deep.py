@@ -16,10 +16,11 @@ from latentzoo import Pair, zoo
 from latentzoo.inference.amortized import Amortized
 from latentzoo.inference.batches import Batches
 from latentzoo.inference.deep_bound import draw, elbo, importance_bound, kl_of, log_weights, terms
-from latentzoo.inference.deep_story import network_state, read_story
+from latentzoo.inference.deep_story import read_story
 from latentzoo.inference.deep_train import Plan, Progressed, Training, adam
 from latentzoo.inference.networks import fresh, mlp, positive, tril_of
 from latentzoo.inference.pareto import k_hat
+from latentzoo.inference.structure import engine_state
 
 pytestmark = pytest.mark.filterwarnings("ignore::latentzoo.inference.errors.ConvergenceWarning")
 
@@ -210,7 +211,7 @@ def gradients(training, times):
 
 def test_reparameterized_gradients_are_those_of_finite_differences():
     pair, decoder, encoder = tiny()
-    with network_state(0, "cpu", torch.float64):
+    with engine_state(0, "cpu", torch.float64):
         training = training_of(pair, "elbo", 3)
         for weight in (encoder[0].weight, decoder[2].bias):
             torch.manual_seed(1)
@@ -231,7 +232,7 @@ def test_the_doubly_reparameterized_gradient_has_the_same_mean_and_less_noise():
     reached = {**fit.params, **{name.removeprefix("value/"): v for name, v in fit.guide_parts.items()}}
     for name, network in (("decoder", decoder), ("encoder", encoder)):
         network.load_state_dict({key: reached[f"{name}$$${key}"] for key in network.state_dict()})
-    with network_state(0, "cpu", torch.float64):
+    with engine_state(0, "cpu", torch.float64):
         plain, double = (gradients(training_of(pair, name, 16), 700) for name in ("iwae", "dreg"))
     error = ((plain.var(0) + double.var(0)) / 700).sqrt()
     assert ((plain.mean(0) - double.mean(0)).abs() < 5 * error + 1e-12).all()
@@ -241,7 +242,7 @@ def test_the_doubly_reparameterized_gradient_has_the_same_mean_and_less_noise():
 
 def test_more_particles_tighten_the_bound():
     pair, decoder, _ = tiny()
-    with network_state(0, "cpu", torch.float64), torch.no_grad():
+    with engine_state(0, "cpu", torch.float64), torch.no_grad():
         story = read_story(pair, TINY, torch.float64)
         values = {name: leaf.weight for name, leaf in story.leaves.items()}
 
