@@ -5,9 +5,10 @@ from __future__ import annotations
 import copy
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import pyro
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
@@ -83,15 +84,56 @@ def with_mask(x: Tensor) -> Tensor:
     return torch.cat([filled(x), (~x.isnan()).to(x.dtype)], -1)
 
 
-def begun(
-    networks: Mapping[str, nn.Module], generator: torch.Generator, outputs: Mapping[str, Tensor]
-) -> dict[str, Tensor]:
-    """`fresh` weights, the last layer of some networks moved so that its outputs start around given numbers."""
-    found = fresh(networks, generator)
-    for name, wanted in outputs.items():
-        last = [key for key in found if key.startswith(f"{name}{DIVIDER}") and key.endswith("bias")][-1]
-        found[last] = wanted.to(found[last])
-    return found
+class Networks:
+    """The networks of a model by name: built when the number of columns is known, once for each such number.
+
+    Parameters
+    ----------
+    **networks : callable or Module
+        ``build(D)`` gives a network for D columns. A module stands as it is, and keeps the weights that it has.
+    """
+
+    def __init__(self, **networks: Callable[[int], nn.Module] | nn.Module) -> None:
+        self._networks = networks
+        self._built: dict[tuple[str, int], nn.Module] = {}
+
+    def use(self, name: str, num_columns: int) -> Any:
+        """The network, its weights declared to Pyro: a line of a model or a guide."""
+        return pyro.module(name, self._of(name, num_columns))
+
+    def start(self, num_columns: int, generator: torch.Generator, **outputs: Tensor) -> dict[str, Tensor]:
+        """Weights drawn anew by names; the last layers of some networks moved, so that outputs start at given numbers.
+
+        A module that was given is left out: it starts with its own weights.
+        """
+        drawn = [name for name, network in self._networks.items() if not isinstance(network, nn.Module)]
+        found = fresh({name: self._of(name, num_columns) for name in drawn}, generator)
+        for name in set(drawn) & outputs.keys():
+            last = [key for key in found if key.startswith(f"{name}{DIVIDER}") and key.endswith("bias")][-1]
+            found[last] = outputs[name].to(found[last])
+        return found
+
+    def initialize(
+        self, rows: Callable[[Tensor], Tensor] = lambda table: table, **outputs: Callable[[Tensor], Tensor]
+    ) -> Callable[[Tensor, torch.Generator], Mapping[str, Tensor]]:
+        """An `initialize` for `Pair`: weights as `start` draws them, with outputs that suit the data.
+
+        `rows` picks of a table the columns that the networks are built for.
+        """
+
+        def initialize(table: Tensor, generator: torch.Generator) -> Mapping[str, Tensor]:
+            x = rows(table)
+            return self.start(x.shape[1], generator, **{name: suit(x) for name, suit in outputs.items()})
+
+        return initialize
+
+    def _of(self, name: str, num_columns: int) -> nn.Module:
+        network = self._networks[name]
+        if isinstance(network, nn.Module):
+            return network
+        if (name, num_columns) not in self._built:
+            self._built[name, num_columns] = network(num_columns)
+        return self._built[name, num_columns]
 
 
 def check_sizes(**sizes: Any) -> None:

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Mapping
-
 import pyro
 import pyro.distributions as dist
-import torch
 from torch import Tensor, nn
 
 from ...inference.errors import OptionError
-from ...inference.networks import Noise, begun, check_sizes, filled, mlp
+from ...inference.networks import Networks, Noise, check_sizes, filled, mlp
 from ...inference.pair import Pair
 from ..registry import register
 
@@ -62,24 +58,19 @@ def autoencoder(
     if noise < 0:
         raise OptionError(f"noise: met {noise!r}, expected a number of at least 0")
 
-    @functools.cache
-    def networks(D: int) -> dict[str, nn.Module]:
-        inwards = encoder or mlp(D, hidden, K)
-        return {
-            "encoder": nn.Sequential(Noise(noise), inwards) if noise else inwards,
-            "decoder": decoder or mlp(K, hidden[::-1], D),
-        }
+    def noisy(network: nn.Module) -> nn.Module:
+        return nn.Sequential(Noise(noise), network) if noise else network
+
+    networks = Networks(
+        encoder=noisy(encoder) if encoder else lambda D: noisy(mlp(D, hidden, K)),
+        decoder=decoder or (lambda D: mlp(K, hidden[::-1], D)),
+    )
 
     def model(x: Tensor) -> None:
-        encode = pyro.module("encoder", networks(x.shape[1])["encoder"])
-        decode = pyro.module("decoder", networks(x.shape[1])["decoder"])
+        encode = networks.use("encoder", x.shape[1])
+        decode = networks.use("decoder", x.shape[1])
         with pyro.plate("data", len(x)):
             z = pyro.deterministic("z", encode(filled(x)), event_dim=1)
             pyro.sample("x", dist.Normal(decode(z), 1.0).to_event(1), obs=x)
 
-    def initialize(x: Tensor, generator: torch.Generator) -> Mapping[str, Tensor]:
-        own = {"encoder": encoder, "decoder": decoder}
-        drawn = {name: network for name, network in networks(x.shape[1]).items() if own[name] is None}
-        return begun(drawn, generator, {"decoder": x.nanmean(0)} if decoder is None else {})
-
-    return Pair(model, initialize=initialize)
+    return Pair(model, initialize=networks.initialize(decoder=lambda x: x.nanmean(0)))

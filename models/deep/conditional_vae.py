@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Mapping
-
 import pyro
 import pyro.distributions as dist
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ...inference.data import DataError
 from ...inference.likelihoods import likelihood_of
-from ...inference.networks import begun, check_sizes, filled, mlp, normal_of
+from ...inference.networks import Networks, check_sizes, filled, mlp, normal_of
 from ...inference.pair import Pair
 from ..registry import register
 
@@ -63,9 +60,9 @@ def conditional_vae(
     check_sizes(latent_dim=K, num_conditions=C)
     law = likelihood_of(likelihood, covariance, num_categories)
 
-    @functools.cache
-    def networks(D: int) -> dict[str, nn.Module]:
-        return {"decoder": mlp(K + C, hidden[::-1], law.num_outputs(D)), "encoder": mlp(C + D, hidden, 2 * K)}
+    networks = Networks(
+        decoder=lambda D: mlp(K + C, hidden[::-1], law.num_outputs(D)), encoder=lambda D: mlp(C + D, hidden, 2 * K)
+    )
 
     def model(table: Tensor) -> None:
         c, x = table[:, :C], table[:, C:]
@@ -74,18 +71,14 @@ def conditional_vae(
             raise DataError(f"num_conditions: met {C} with data of {table.shape[1]} columns: none are left to model")
         if c.isnan().any():
             raise DataError(f"data: one of the first {C} columns, which are conditions, has missing cells: fill them")
-        decode = pyro.module("decoder", networks(D)["decoder"])
+        decode = networks.use("decoder", D)
         with pyro.plate("data", len(x)):
             z = pyro.sample("z", dist.Normal(torch.zeros(K), 1.0).to_event(1))
             pyro.sample("x", law.of(decode(torch.cat([z, c], -1)), D), obs=x)
 
     def guide(table: Tensor) -> None:
-        encode = pyro.module("encoder", networks(table.shape[1] - C)["encoder"])
+        encode = networks.use("encoder", table.shape[1] - C)
         with pyro.plate("data", len(table)):
             pyro.sample("z", normal_of(encode(filled(table)), K))
 
-    def initialize(table: Tensor, generator: torch.Generator) -> Mapping[str, Tensor]:
-        x = table[:, C:]
-        return begun(networks(x.shape[1]), generator, {"decoder": law.start(x)})
-
-    return Pair(model, guide, initialize)
+    return Pair(model, guide, networks.initialize(lambda table: table[:, C:], decoder=law.start))

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping
 
 import pyro
 import pyro.distributions as dist
 import torch
 from pyro.distributions import constraints
-from torch import Tensor, nn
+from torch import Tensor
 
 from ...inference.likelihoods import likelihood_of
-from ...inference.networks import begun, check_sizes, filled, mlp, normal_of, positive
+from ...inference.networks import Networks, check_sizes, filled, mlp, normal_of, positive
 from ...inference.pair import Pair
 from ..registry import register
 
@@ -64,28 +63,28 @@ def gaussian_mixture_vae(
     check_sizes(num_components=C, latent_dim=K)
     law = likelihood_of(likelihood, covariance, num_categories)
 
-    @functools.cache
-    def networks(D: int) -> dict[str, nn.Module]:
-        return {"decoder": mlp(K, hidden[::-1], law.num_outputs(D)), "encoder": mlp(D, hidden, 2 * K)}
+    networks = Networks(
+        decoder=lambda D: mlp(K, hidden[::-1], law.num_outputs(D)), encoder=lambda D: mlp(D, hidden, 2 * K)
+    )
 
     def model(x: Tensor) -> None:
         D = x.shape[1]
         weights = pyro.param("weights", torch.full((C,), 1 / C), constraint=constraints.simplex)
         loc = pyro.param("loc", torch.zeros(C, K))
         spread = pyro.param("spread", torch.zeros(C, K))
-        decode = pyro.module("decoder", networks(D)["decoder"])
+        decode = networks.use("decoder", D)
         with pyro.plate("data", len(x)):
             y = pyro.sample("y", dist.Categorical(weights), infer={"enumerate": "parallel"})
             z = pyro.sample("z", dist.Normal(loc[y], positive(spread)[y]).to_event(1))
             pyro.sample("x", law.of(decode(z), D), obs=x)
 
     def guide(x: Tensor) -> None:
-        encode = pyro.module("encoder", networks(x.shape[1])["encoder"])
+        encode = networks.use("encoder", x.shape[1])
         with pyro.plate("data", len(x)):
             pyro.sample("z", normal_of(encode(filled(x)), K))
 
     def initialize(x: Tensor, generator: torch.Generator) -> Mapping[str, Tensor]:
-        start = begun(networks(x.shape[1]), generator, {"decoder": law.start(x)})
+        start = networks.start(x.shape[1], generator, decoder=law.start(x))
         return {**start, "loc": torch.randn(C, K, generator=generator)}
 
     return Pair(model, guide, initialize)

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Mapping
-
 import pyro
 import pyro.distributions as dist
 import torch
 from pyro.distributions import constraints
-from torch import Tensor, nn
+from torch import Tensor
 
-from ...inference.networks import begun, check_option, check_sizes, filled, mlp, positive, tril_of
+from ...inference.networks import Networks, check_option, check_sizes, filled, mlp, positive, tril_of
 from ...inference.pair import Pair
 from ..registry import register
 
@@ -56,19 +53,17 @@ def linear_vae(latent_dim: int = 2, posterior: str = "full") -> Pair:
     check_sizes(latent_dim=K)
     check_option("posterior", posterior, ("full", "diagonal"))
 
-    @functools.cache
-    def networks(D: int) -> dict[str, nn.Module]:
-        return {"decoder": mlp(K, (), D), "encoder": mlp(D, (), K)}
+    networks = Networks(decoder=lambda D: mlp(K, (), D), encoder=lambda D: mlp(D, (), K))
 
     def model(x: Tensor) -> None:
-        decode = pyro.module("decoder", networks(x.shape[1])["decoder"])
+        decode = networks.use("decoder", x.shape[1])
         scale = pyro.param("scale", torch.ones(()), constraint=constraints.positive)
         with pyro.plate("data", len(x)):
             z = pyro.sample("z", dist.Normal(torch.zeros(K), 1.0).to_event(1))
             pyro.sample("x", dist.Normal(decode(z), scale).to_event(1), obs=x)
 
     def guide(x: Tensor) -> None:
-        encode = pyro.module("encoder", networks(x.shape[1])["encoder"])
+        encode = networks.use("encoder", x.shape[1])
         spread = pyro.param("spread", torch.zeros(K if posterior == "diagonal" else K * (K + 1) // 2))
         with pyro.plate("data", len(x)):
             loc = encode(filled(x))
@@ -77,7 +72,4 @@ def linear_vae(latent_dim: int = 2, posterior: str = "full") -> Pair:
             else:
                 pyro.sample("z", dist.MultivariateNormal(loc, scale_tril=tril_of(spread, K)))
 
-    def initialize(x: Tensor, generator: torch.Generator) -> Mapping[str, Tensor]:
-        return begun(networks(x.shape[1]), generator, {"decoder": x.nanmean(0)})
-
-    return Pair(model, guide, initialize)
+    return Pair(model, guide, networks.initialize(decoder=lambda x: x.nanmean(0)))

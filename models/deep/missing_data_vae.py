@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Mapping
-
 import pyro
 import pyro.distributions as dist
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ...inference.likelihoods import likelihood_of
-from ...inference.networks import begun, check_sizes, mlp, normal_of, with_mask
+from ...inference.networks import Networks, check_sizes, mlp, normal_of, with_mask
 from ...inference.pair import Pair
 from ..registry import register
 
@@ -61,23 +58,20 @@ def missing_data_vae(
     check_sizes(latent_dim=K)
     law = likelihood_of(likelihood, covariance, num_categories)
 
-    @functools.cache
-    def networks(D: int) -> dict[str, nn.Module]:
-        return {"decoder": mlp(K, hidden[::-1], law.num_outputs(D)), "encoder": mlp(2 * D, hidden, 2 * K)}
+    networks = Networks(
+        decoder=lambda D: mlp(K, hidden[::-1], law.num_outputs(D)), encoder=lambda D: mlp(2 * D, hidden, 2 * K)
+    )
 
     def model(x: Tensor) -> None:
         D = x.shape[1]
-        decode = pyro.module("decoder", networks(D)["decoder"])
+        decode = networks.use("decoder", D)
         with pyro.plate("data", len(x)):
             z = pyro.sample("z", dist.Normal(torch.zeros(K), 1.0).to_event(1))
             pyro.sample("x", law.of(decode(z), D), obs=x)
 
     def guide(x: Tensor) -> None:
-        encode = pyro.module("encoder", networks(x.shape[1])["encoder"])
+        encode = networks.use("encoder", x.shape[1])
         with pyro.plate("data", len(x)):
             pyro.sample("z", normal_of(encode(with_mask(x)), K))
 
-    def initialize(x: Tensor, generator: torch.Generator) -> Mapping[str, Tensor]:
-        return begun(networks(x.shape[1]), generator, {"decoder": law.start(x)})
-
-    return Pair(model, guide, initialize)
+    return Pair(model, guide, networks.initialize(decoder=law.start))

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Mapping
-
 import pyro
 import pyro.distributions as dist
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ...inference.errors import OptionError
 from ...inference.likelihoods import likelihood_of
-from ...inference.networks import begun, check_sizes, filled, mlp, normal_of
+from ...inference.networks import Networks, check_sizes, filled, mlp, normal_of
 from ...inference.pair import Pair
 from ..registry import register
 
@@ -67,18 +64,16 @@ def semi_supervised_vae(
         raise OptionError(f"label_noise: met {label_noise!r}, expected a number between 0 and 1")
     law = likelihood_of(likelihood, covariance, num_categories)
 
-    @functools.cache
-    def networks(D: int) -> dict[str, nn.Module]:
-        return {
-            "decoder": mlp(K + C, hidden[::-1], law.num_outputs(D)),
-            "classifier": mlp(D, hidden, C),
-            "encoder": mlp(D + C, hidden, 2 * K),
-        }
+    networks = Networks(
+        decoder=lambda D: mlp(K + C, hidden[::-1], law.num_outputs(D)),
+        classifier=lambda D: mlp(D, hidden, C),
+        encoder=lambda D: mlp(D + C, hidden, 2 * K),
+    )
 
     def model(table: Tensor) -> None:
         label, x = table[:, 0], table[:, 1:]
         D = x.shape[1]
-        decode = pyro.module("decoder", networks(D)["decoder"])
+        decode = networks.use("decoder", D)
         with pyro.plate("data", len(x)):
             y = pyro.sample("y", dist.Categorical(torch.full((C,), 1 / C)), infer={"enumerate": "parallel"})
             z = pyro.sample("z", dist.Normal(torch.zeros(K), 1.0).to_event(1))
@@ -88,14 +83,10 @@ def semi_supervised_vae(
 
     def guide(table: Tensor) -> None:
         x = filled(table[:, 1:])
-        classify = pyro.module("classifier", networks(x.shape[1])["classifier"])
-        encode = pyro.module("encoder", networks(x.shape[1])["encoder"])
+        classify = networks.use("classifier", x.shape[1])
+        encode = networks.use("encoder", x.shape[1])
         with pyro.plate("data", len(x)):
             y = pyro.sample("y", dist.Categorical(logits=classify(x)), infer={"enumerate": "parallel"})
             pyro.sample("z", normal_of(encode(torch.cat([x, torch.eye(C)[y]], -1)), K))
 
-    def initialize(table: Tensor, generator: torch.Generator) -> Mapping[str, Tensor]:
-        x = table[:, 1:]
-        return begun(networks(x.shape[1]), generator, {"decoder": law.start(x)})
-
-    return Pair(model, guide, initialize)
+    return Pair(model, guide, networks.initialize(lambda table: table[:, 1:], decoder=law.start))

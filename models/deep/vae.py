@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Mapping
-
 import pyro
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
 from ...inference.likelihoods import likelihood_of
-from ...inference.networks import begun, check_option, check_sizes, filled, mlp, normal_of, num_stats
+from ...inference.networks import Networks, check_option, check_sizes, filled, mlp, normal_of, num_stats
 from ...inference.pair import Pair
 from ..registry import register
 
@@ -71,28 +68,21 @@ def vae(
     check_option("posterior", posterior, ("diagonal", "full"))
     law = likelihood_of(likelihood, covariance, num_categories, scale, rank)
 
-    @functools.cache
-    def networks(D: int) -> dict[str, nn.Module]:
-        return {
-            "decoder": decoder or mlp(K, hidden[::-1], law.num_outputs(D)),
-            "encoder": encoder or mlp(D, hidden, num_stats(K, full)),
-        }
+    networks = Networks(
+        decoder=decoder or (lambda D: mlp(K, hidden[::-1], law.num_outputs(D))),
+        encoder=encoder or (lambda D: mlp(D, hidden, num_stats(K, full))),
+    )
 
     def model(x: Tensor) -> None:
         D = x.shape[1]
-        decode = pyro.module("decoder", networks(D)["decoder"])
+        decode = networks.use("decoder", D)
         with pyro.plate("data", len(x)):
             z = pyro.sample("z", dist.Normal(torch.zeros(K), 1.0).to_event(1))
             pyro.sample("x", law.of(decode(z), D), obs=x)
 
     def guide(x: Tensor) -> None:
-        encode = pyro.module("encoder", networks(x.shape[1])["encoder"])
+        encode = networks.use("encoder", x.shape[1])
         with pyro.plate("data", len(x)):
             pyro.sample("z", normal_of(encode(filled(x)), K, full))
 
-    def initialize(x: Tensor, generator: torch.Generator) -> Mapping[str, Tensor]:
-        own = {"decoder": decoder, "encoder": encoder}
-        drawn = {name: network for name, network in networks(x.shape[1]).items() if own[name] is None}
-        return begun(drawn, generator, {"decoder": law.start(x)} if decoder is None else {})
-
-    return Pair(model, guide, initialize)
+    return Pair(model, guide, networks.initialize(decoder=law.start))
