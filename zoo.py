@@ -86,7 +86,7 @@ def fit(pair: str | Pair, data: Any, inference: str = "auto", **options: Any) ->
     if not isinstance(pair, Pair):
         raise OptionError(f"fit: met a {type(pair).__name__}, expected the name of a model or a Pair(model, guide)")
     if inference == "auto":
-        data = adapt(data, by=pair.by, graph=pair.graph)
+        data = adapt(data, by=pair.by, graph=pair.graph, rows=True)
     name, reason = resolve(pair, inference, data)
     _check_options(name, options, pair)
     return DRIVERS[name](pair, data, **options).because(reason)

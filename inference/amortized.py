@@ -19,6 +19,7 @@ from .errors import ModelError, OptionError
 from .free import base_constraint
 from .networks import DIVIDER, fresh, mlp, normal_of, num_stats
 from .pair import Pair
+from .rows import Rows, pieces
 
 NETWORK = "encoder"
 
@@ -71,12 +72,7 @@ def amortize(
         raise ModelError("amortized: the latents lie in a plate inside the rows: write a guide for them")
     features = _features(data, schema)
     if known is None:
-        cells = features(data)
-        seen = ~cells.isnan()
-        count = seen.sum(0).clamp_min(1)
-        mean = cells.nan_to_num().sum(0) / count
-        sd = ((torch.where(seen, cells - mean, 0.0) ** 2).sum(0) / count).sqrt()
-        known = {"mean": mean, "sd": torch.where(sd > 0, sd, 1.0)}
+        known = _measured(data, features)
     mean, sd = known["mean"], known["sd"]
     sizes = {name: _size(fn) for name, fn in story.latents.items()}
     outputs = [num_stats(size, shape.full) for size in sizes.values()]
@@ -85,7 +81,8 @@ def amortize(
 
     def guide(rows: Any) -> None:
         encoder = pyro.module(NETWORK, network)
-        cells = (features(rows) - mean) / sd
+        cells = features(rows)
+        cells = (cells - mean.to(cells.device)) / sd.to(cells.device)
         stats = encoder(torch.cat([cells.nan_to_num(nan=0.0), (~cells.isnan()).to(cells.dtype)], -1))
         with pyro.plate("data", num_rows(rows)):
             for (name, size), part in zip(sizes.items(), stats.split(outputs, -1), strict=True):
@@ -93,6 +90,21 @@ def amortize(
 
     initialize = _with_weights(pair, network)
     return replace(pair, guide=guide, initialize=initialize), {"mean": mean, "sd": sd}
+
+
+def _measured(data: Any, features: Callable[[Any], Tensor]) -> dict[str, Tensor]:
+    """Mean and standard deviation of each column of the features, missing cells left out."""
+    count, total, square = torch.zeros((), dtype=torch.long), torch.zeros(()), torch.zeros(())
+    for piece in pieces(data):
+        cells = features(piece)
+        count, total = count + (~cells.isnan()).sum(0), total + cells.nan_to_num().sum(0)
+    count = count.clamp_min(1)
+    mean = total / count
+    for piece in pieces(data):
+        cells = features(piece)
+        square = square + (torch.where(~cells.isnan(), cells - mean, 0.0) ** 2).sum(0)
+    sd = (square / count).sqrt()
+    return {"mean": mean, "sd": torch.where(sd > 0, sd, 1.0)}
 
 
 def _with_weights(pair: Pair, network: nn.Module) -> Callable[..., Any]:
@@ -134,7 +146,7 @@ def _factor(prior: Any, normal: Any) -> Any:
 def _features(data: Any, schema: Schema) -> Callable[[Any], Tensor]:
     """How to lay the cells of rows out as numbers (B, F); columns of three labels or more become one for each."""
     labels = {n: len(schema.labels.get(name, ())) for n, name in enumerate(schema.columns or ())}
-    wide = {n: size for n, size in labels.items() if size > 2 and isinstance(data, Tensor)}
+    wide = {n: size for n, size in labels.items() if size > 2 and isinstance(data, Tensor | Rows)}
 
     def features(rows: Any) -> Tensor:
         size = num_rows(rows)

@@ -7,6 +7,7 @@ import math
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import singledispatch
 from typing import Any
 
 import numpy as np
@@ -60,18 +61,18 @@ def map_tensors(fn: Callable[[Tensor], Tensor], values: Any) -> Any:
 # -- rows --------------------------------------------------------------------------------------------------------------
 
 
+@singledispatch
 def num_rows(values: Any) -> int:
     """Number of rows N: the length of a tensor (N, ...), or of the first tensor in a NamedTuple or dataclass."""
     return len(next(iter(tensors_of(values).values())))
 
 
+@singledispatch
 def slice_rows(values: Any, index: slice | Tensor) -> Any:
     """The rows that `index` picks: a slice, or a tensor of positions (B,) or of booleans (N,).
 
     In a structure every tensor whose first dim is N is sliced; the others belong to no row, and stay whole.
     """
-    if hasattr(values, "pick"):  # `bags.Bags`, whose cells belong to rows otherwise
-        return values.pick(index)
     rows = num_rows(values)
     return map_tensors(lambda tensor: tensor[index] if tensor.dim() and len(tensor) == rows else tensor, values)
 
@@ -82,6 +83,7 @@ def template(values: Any, n: int) -> Any:
     return slice_rows(values, slice(n) if n <= rows else torch.arange(n) % rows)
 
 
+@singledispatch
 def is_missing(values: Any) -> bool:
     """Whether any cell is NaN."""
     floats = [tensor for tensor in tensors_of(values).values() if tensor.is_floating_point()]
@@ -89,11 +91,11 @@ def is_missing(values: Any) -> bool:
     return any(math.isnan(part.sum()) and bool(part.isnan().any()) for tensor in floats for part in chunks(tensor))
 
 
-def chunks(values: Tensor) -> Iterator[Tensor]:
-    """Views of successive rows of (N, ...), of about `CHUNK` cells each."""
-    values = values.detach()
-    size = max(1, CHUNK * len(values) // max(1, values.numel()))
-    return (values[start : start + size] for start in range(0, len(values), size))
+def chunks(values: Any) -> Iterator[Tensor]:
+    """Successive rows of (N, ...), of about `CHUNK` cells each; of a tensor as views."""
+    values = values.detach() if isinstance(values, Tensor) else values
+    size = max(1, CHUNK * len(values) // max(1, math.prod(values.shape)))
+    return (slice_rows(values, slice(start, start + size)) for start in range(0, len(values), size))
 
 
 # -- making tensors ----------------------------------------------------------------------------------------------------
@@ -180,14 +182,15 @@ def check_size(shape: tuple[int, ...], name: str) -> None:
         raise DataError(f"{name}: met shape {shape}, which has no {lacking}; expected at least one")
 
 
-def check_cells(values: Tensor, name: str, columns: Sequence[str] | None, training: bool) -> None:
-    """Infinite cells of (N, ..., D) are errors, and in training a column without any value is one too."""
-    if not values.is_floating_point():
-        return
-    width = values.shape[-1] if values.dim() > 1 else 1
-    names = (
-        [f"column {column!r}" for column in columns or range(width)] if columns or values.dim() > 1 else ["the data"]
-    )
+def check_cells(values: Any, name: str, columns: Sequence[str] | None, training: bool) -> bool:
+    """Infinite cells of (N, ..., D) are errors, and in training a column without any value is one too; whether any cell
+    is missing.
+    """
+    if not values.dtype.is_floating_point:
+        return False
+    flat, missing = len(values.shape) == 1, False
+    width = 1 if flat else values.shape[-1]
+    names = [f"column {column!r}" for column in columns or range(width)] if columns or not flat else ["the data"]
     seen = torch.zeros(width, dtype=torch.bool, device=values.device)
     start = 0
     for part in chunks(values):
@@ -199,15 +202,23 @@ def check_cells(values: Tensor, name: str, columns: Sequence[str] | None, traini
             if len(infinite):
                 line, column = infinite[0].tolist()
                 row = start + line * len(part) // len(cells)
-                met = f"met {cells[line, column].item()} in {names[column]}, row {row} (the first is 0)"
-                raise DataError(f"{name}: {met}, expected finite numbers; make it NaN (missing) or drop the row")
-            seen |= ~cells.isnan().all(0)
+                raise infinite_cell(name, names[column], row, cells[line, column].item())
+            gaps = cells.isnan()
+            missing = missing or bool(gaps.any())
+            seen |= ~gaps.all(0)
         start += len(part)
     if len(values) == 1:  # a row by itself may be a sequence, and then no column stands alone
         seen[:] = bool(seen.any())
     if training and not seen.all():
         empty = listed((names[position] for position in (~seen).nonzero().flatten().tolist()), quote=False)
         raise DataError(f"{name}: met only missing cells in {empty}, expected some values; drop or fill it")
+    return missing
+
+
+def infinite_cell(name: str, column: str, row: int, met: float) -> DataError:
+    """What is said of a cell that is not finite."""
+    where = f"{column}, row {row} (the first is 0)"
+    return DataError(f"{name}: met {met} in {where}, expected finite numbers; make it NaN (missing) or drop the row")
 
 
 def check_codes(values: Tensor, column: str, labels: Sequence[str]) -> None:

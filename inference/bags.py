@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .arrays import DataError, is_instance
+from .arrays import DataError, infinite_cell, is_instance, listed, slice_rows
 
 DENSE_BYTES = 1 << 30  # a table up to this size is made where a driver needs one
 
@@ -68,19 +68,20 @@ class Bags:
 
     def pick(self, index: Any) -> Bags:
         """The rows that `index` picks."""
-        chosen = torch.arange(len(self), device=self.index.device)[index]
+        if isinstance(index, slice):
+            chosen = torch.arange(*index.indices(len(self)), device=self.index.device)
+        else:
+            chosen = index.nonzero().flatten() if index.dtype == torch.bool else index % len(self)
         lengths = self.lengths[chosen]
-        within = torch.arange(int(lengths.sum()), device=chosen.device)
-        within = within - torch.repeat_interleave(lengths.cumsum(0) - lengths, lengths)
-        cells = torch.repeat_interleave(self.starts[:-1][chosen], lengths) + within
+        cells = _runs(self.starts[:-1][chosen], lengths)
         missing = None
         if self.missing is not None:
-            parts = [
-                torch.stack([torch.full_like(own, place), own], 1)
-                for place, row in enumerate(chosen.tolist())
-                if len(own := self.missing[self.missing[:, 0] == row, 1])
-            ]
-            missing = torch.cat(parts) if parts else None
+            of_row = self.missing[:, 0].contiguous()  # ascending
+            first = torch.searchsorted(of_row, chosen)
+            gaps = torch.searchsorted(of_row, chosen, right=True) - first
+            place = torch.repeat_interleave(torch.arange(len(chosen), device=chosen.device), gaps)
+            found = self.missing[_runs(first, gaps), 1]
+            missing = torch.stack([place, found], 1) if len(found) else None
         return Bags(lengths, self.index[cells], self.count[cells], self.width, missing)
 
     def dense(self) -> Tensor:
@@ -101,6 +102,31 @@ class Bags:
             return out
         place = self.missing.cpu().numpy()
         return out + csr_array((np.full(len(place), np.nan), (place[:, 0], place[:, 1])), shape=out.shape)
+
+
+slice_rows.register(Bags, Bags.pick)
+
+
+def _runs(first: Tensor, lengths: Tensor) -> Tensor:
+    """Runs of successive numbers, each from its first and of its length, end to end."""
+    within = torch.arange(int(lengths.sum()), device=first.device)
+    return torch.repeat_interleave(first - (lengths.cumsum(0) - lengths), lengths) + within
+
+
+def check_bags(bags: Bags, columns: Sequence[str] | None, training: bool) -> None:
+    """Infinite cells are errors, and in training a column without any value is one too: see `arrays.check_cells`."""
+    infinite = bags.count.isinf().nonzero()
+    if len(infinite):
+        cell = int(infinite[0])
+        row, column = int(torch.searchsorted(bags.starts, cell, right=True)) - 1, int(bags.index[cell])
+        name = f"column {columns[column]!r}" if columns else f"column {column}"
+        raise infinite_cell("data", name, row, bags.count[cell].item())
+    if training and bags.missing is not None:
+        unseen = torch.bincount(bags.missing[:, 1], minlength=bags.width) == len(bags)
+        if bool(unseen.any()) and len(bags) > 1:
+            found = unseen.nonzero().flatten().tolist()
+            empty = listed((f"column {columns[c] if columns else c!r}" for c in found), quote=False)
+            raise DataError(f"data: met only missing cells in {empty}, expected some values; drop or fill it")
 
 
 def bags_of(table: Tensor) -> Bags:

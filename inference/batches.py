@@ -20,7 +20,7 @@ class Batches:
     def __init__(self, num_rows: int, size: int | None, seed: int) -> None:
         self.num_rows, self.size = num_rows, size
         self.generator = torch.Generator().manual_seed(seed)
-        self.order = torch.empty(0, dtype=torch.long)
+        self.order = torch.empty(0, dtype=torch.long, device="cpu")
         self.position = 0
 
     def next(self) -> Tensor | None:
@@ -31,7 +31,8 @@ class Batches:
         if self.size is None:
             return None
         if self.position + self.size > len(self.order):
-            self.order, self.position = torch.randperm(self.num_rows, generator=self.generator), 0
+            self.order = torch.randperm(self.num_rows, generator=self.generator, device="cpu")
+            self.position = 0
         rows = self.order[self.position : self.position + self.size]
         self.position += self.size
         return rows

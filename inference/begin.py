@@ -12,18 +12,20 @@ from torch import Tensor
 from .allocation import read_allocation, sample_of
 from .bags import Bags, densified
 from .checks import check_device
-from .data import Dataset, adapt, map_tensors
+from .data import DataError, Dataset, adapt, loaded, map_tensors
 from .derivation import mean_field
 from .errors import HasNetworks, ModelError
 from .fit import in_double
 from .pair import Pair, on_table
 from .program import Program
+from .rows import Rows, first_rows
 from .sites import Params
 from .starts import jitter, starting_values
 from .structure import Structure, engine_state, read
 from .sum_out import sum_out
 
 COST_OF_SVI = "SVI took 10 times as long to the same maximum on iris"  # measured in tutorial 4
+LOOK = 64  # rows of the run that looks for networks where the others are read when asked for
 REASONS = {
     "em": f"auto: every latent of a row can be summed out, so EM is exact; {COST_OF_SVI}",
     "cavi": "auto: the latents that rows share have conjugate priors, so coordinate ascent follows from the model",
@@ -32,18 +34,26 @@ REASONS = {
 }
 
 
-def take_in(pair: Pair, data: Any, device: Any, sparse: bool = False) -> tuple[Pair, Dataset, torch.device]:
+def take_in(
+    pair: Pair, data: Any, device: Any, sparse: bool = False, rows: bool = False
+) -> tuple[Pair, Dataset, torch.device]:
     """The pair as functions of the data as adapted, the data in float64, and the device where both live.
 
-    With `sparse` a sparse matrix stays one.
+    With `sparse` a sparse matrix stays one; with `rows` what need not be in memory stays where it is (`data.adapt`).
     """
-    dataset = in_double(adapt(data, by=pair.by, graph=pair.graph))
+    dataset = in_memory(adapt(data, by=pair.by, graph=pair.graph, rows=rows), device, sparse, rows)
+    return on_table(pair, dataset.schema), dataset, device_of(dataset.values)
+
+
+def in_memory(dataset: Dataset, device: Any, sparse: bool = False, rows: bool = False) -> Dataset:
+    """Data as tensors of float64 on a device; `sparse` and `rows` as in `take_in`."""
+    dataset = in_double(dataset if rows else loaded(dataset))
     if not sparse:
         dataset = replace(dataset, values=densified(dataset.values))
-    if device is not None:
-        home = check_device(device)
-        dataset = replace(dataset, values=map_tensors(lambda t: t.to(home), dataset.values))
-    return on_table(pair, dataset.schema), dataset, device_of(dataset.values)
+    if device is None:
+        return dataset
+    home = check_device(device, torch.float64)
+    return replace(dataset, values=map_tensors(lambda t: t.to(home), dataset.values))
 
 
 def pick(pair: Pair, data: Any = None, fits: Sequence[str] = ()) -> tuple[str, str]:
@@ -62,9 +72,13 @@ def pick(pair: Pair, data: Any = None, fits: Sequence[str] = ()) -> tuple[str, s
     if pair.graph is not None:
         return "cavi", REASONS["graph"]
     if data is not None:
-        bound, dataset, home = take_in(pair, data, None, sparse=True)
+        bound, dataset, home = take_in(pair, data, None, sparse=True, rows=True)
         with engine_state(0, home):
             try:
+                if isinstance(dataset.values, Rows):
+                    few = in_double(replace(dataset, values=first_rows(dataset.values, LOOK)))
+                    _look_for_networks(bound, few)
+                    dataset = in_memory(dataset, None, sparse=True)
                 structure = read(bound.model, sample_of(dataset.values))
             except HasNetworks as error:
                 return "svi", f"auto: the model has a network, '{error.network}', whose weights are climbed by gradient"
@@ -85,6 +99,16 @@ def pick(pair: Pair, data: Any = None, fits: Sequence[str] = ()) -> tuple[str, s
                     return "em", f"auto: latent '{name}' is normal, the model linear in it: summed out, EM is exact"
                 return "svi", f"auto: latent '{name}' of each row is continuous, and cannot be summed out"
     return "em", REASONS["em"]
+
+
+def _look_for_networks(pair: Pair, few: Dataset) -> None:
+    """Raise HasNetworks where the model runs one; whatever else is wrong will be said by who reads all of the data."""
+    try:
+        read(pair.model, few.values)
+    except HasNetworks:
+        raise
+    except (DataError, ModelError):
+        return
 
 
 def _derives(derivation: Any, pair: Pair, dataset: Dataset, structure: Structure) -> bool:
@@ -123,6 +147,8 @@ def _is_symmetric(program: Program, starts: Params) -> bool:
 
 def device_of(values: Any) -> torch.device:
     """The device of the data."""
+    if isinstance(values, Rows):
+        return values.device
     found: list[torch.device] = []
 
     def note(tensor: Tensor) -> Tensor:

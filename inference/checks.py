@@ -44,14 +44,21 @@ def check_seed(seed: Any) -> int:
     return int(seed)
 
 
-def check_device(device: Any) -> torch.device:
-    """A device that this machine has."""
+def check_device(device: Any, dtype: torch.dtype = torch.float32) -> torch.device:
+    """A device that this machine has, and that has numbers of a type."""
     try:
         found = torch.device(device)
         torch.ones(1, device=found).item()
-    except (RuntimeError, AssertionError, NotImplementedError):
+    except (RuntimeError, AssertionError, NotImplementedError, TypeError):
         raise OptionError(
             f"device: met {str(device)!r}, which torch cannot use here; give 'cpu' or leave it out"
+        ) from None
+    try:
+        torch.ones(1, dtype=dtype, device=found)
+    except (RuntimeError, TypeError):
+        raise OptionError(
+            f"device: met {str(device)!r}, which has no {str(dtype).removeprefix('torch.')}, and this inference needs "
+            f"that: give 'cpu' or leave it out"
         ) from None
     return found
 

@@ -29,10 +29,12 @@ from .arrays import (
     tensors_of,
     to_tensor,
 )
-from .bags import Bags, bag_of_words, bags_of, bags_of_sparse, is_sparse, is_texts
+from .bags import Bags, bag_of_words, bags_of, bags_of_sparse, check_bags, is_sparse, is_texts
 from .graph_forms import decode_graph
 from .graphs import adapt_graph
 from .long import padded, split, unpadded
+from .row_sources import is_loader, is_read, rows_of, rows_of_bags
+from .rows import Rows, pieces
 from .tables import BOOLEAN, encode_column, read
 
 __all__ = [
@@ -41,6 +43,7 @@ __all__ = [
     "Schema",
     "adapt",
     "is_missing",
+    "loaded",
     "map_tensors",
     "num_rows",
     "slice_rows",
@@ -150,7 +153,7 @@ class Schema:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Data ready for a model: a tensor, or a NamedTuple or dataclass of tensors, and what they stand for.
+    """Data ready for a model: a tensor, a NamedTuple or dataclass of tensors, or `rows.Rows`, and what they stand for.
 
     `names` (N,) are what the rows of the model are called, where they are groups of a long table.
     """
@@ -160,7 +163,9 @@ class Dataset:
     names: Any = field(default=None, compare=False)
 
 
-def adapt(data: Any, schema: Schema | None = None, by: str | None = None, graph: str | None = None) -> Dataset:
+def adapt(
+    data: Any, schema: Schema | None = None, by: str | None = None, graph: str | None = None, rows: bool = False
+) -> Dataset:
     """Make tensors of what a user has.
 
     Parameters
@@ -174,7 +179,9 @@ def adapt(data: Any, schema: Schema | None = None, by: str | None = None, graph:
         - A NamedTuple or dataclass of these; fields that are None, a plain number or a string stay as they are.
         - A path ending in .csv, .csv.gz, .parquet, .npy or .npz (``"file.npz:name"`` picks one of several arrays), or
           the name of a bundled data set.
-        - A `Dataset`, which passes through.
+        - With `rows`, a `Dataset` or a `DataLoader` of torch that knows its length and gives any of its rows: of a
+          tensor each, or of a tuple whose first part is that.
+        - A `Dataset` as this function gives, which passes through.
 
         Missing cells are NaN.
     schema : Schema, optional
@@ -184,6 +191,9 @@ def adapt(data: Any, schema: Schema | None = None, by: str | None = None, graph:
         (`Pair.by`; see `long.split`). An array of three dims is taken as such groups, padded with NaN.
     graph : {"undirected", "directed"}, optional
         Take the data as a graph (`Pair.graph`; see `graphs.adapt_graph`).
+    rows : bool
+        Leave memory maps (.npy files too), sparse matrices, documents and loaders where they are, as `rows.Rows`, whose
+        rows are read when they are asked for.
 
     Returns
     -------
@@ -198,8 +208,11 @@ def adapt(data: Any, schema: Schema | None = None, by: str | None = None, graph:
     """
     graph = graph if schema is None else schema.graph
     if isinstance(data, Dataset):
+        data = data if rows else loaded(data)
         if (schema is None and data.schema.graph == graph) or data.schema == schema:
             return data
+        if isinstance(data.values, Rows) and schema is not None:
+            return Dataset(data.values, _match(data.schema, data.values, schema))
         data = data.schema.decode(data.values, data.names)
     if graph is not None:
         values, facts, names = adapt_graph(data, graph, schema)
@@ -209,9 +222,17 @@ def adapt(data: Any, schema: Schema | None = None, by: str | None = None, graph:
     by = by if schema is None or schema.by is None else schema.by
     if by is not None and not is_structure(data) and getattr(data, "ndim", 2) != 3:
         return _adapt_long(data, schema, by)
+    if is_loader(data) or (rows and is_read(data)):
+        source = rows_of(data)
+        if rows and isinstance(source, Rows):
+            return _adapt_rows(source, schema, "tensor" if is_loader(data) else "array")
+        data = source.whole() if isinstance(source, Rows) else source
     if is_sparse(data) or is_texts(data):
         values, own = _adapt_bags(data, schema)
-    elif is_structure(data):
+        found = own if schema is None else _match(own, values, schema)
+        check_bags(values, found.columns, training=schema is None)
+        return Dataset(rows_of_bags(values) if rows else values, found)
+    if is_structure(data):
         values, own = _adapt_fields(data), Schema(None, {}, "structure", None)
     else:
         values, own = _adapt_one(data, "data", schema)
@@ -219,6 +240,19 @@ def adapt(data: Any, schema: Schema | None = None, by: str | None = None, graph:
     for name, tensor in tensors_of(values).items():
         check_cells(tensor, f"data.{name}" if name else "data", found.columns, training=schema is None)
     return Dataset(values, found)
+
+
+def _adapt_rows(values: Rows, schema: Schema | None, container: str) -> Dataset:
+    """A memory map, or a loader. In training all rows are looked at; those met later as they are read."""
+    own = Schema(None, {}, container, values.shape[-1] if values.dim() > 1 else None)
+    if schema is not None:
+        return Dataset(values, _match(own, values, schema))
+    return Dataset(replace(values, missing=check_cells(values, "data", None, training=True)), own)
+
+
+def loaded(dataset: Dataset) -> Dataset:
+    """The data in memory, for what cannot do with some rows at a time."""
+    return replace(dataset, values=dataset.values.whole()) if isinstance(dataset.values, Rows) else dataset
 
 
 def _adapt_long(data: Any, schema: Schema | None, by: str) -> Dataset:
@@ -309,8 +343,8 @@ def _match(own: Schema, values: Any, schema: Schema) -> Schema:
                 f"data: column {column!r} holds labels, expected numbers as in training; give codes 0, 1, ..."
             )
     for position, column in enumerate(schema.columns or () if own.columns is None else ()):
-        if column in schema.labels:
-            check_codes(values if schema.width is None else values[..., position], column, schema.labels[column])
+        for piece in pieces(values) if column in schema.labels else ():
+            check_codes(piece if schema.width is None else piece[..., position], column, schema.labels[column])
     columns, integers = schema.columns or own.columns, schema.integers or own.integers
     return Schema(columns, schema.labels, own.container, own.width, integers)
 

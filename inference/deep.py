@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .amortized import Amortized, amortize
 from .annealing import FreeBits, Warmup
-from .arrays import is_missing, num_rows, slice_rows, tensors_of
+from .arrays import is_missing, num_rows, tensors_of
 from .ascent import NotFinite
 from .batches import Batches
 from .checks import check_counts, check_options, row_weights
@@ -23,11 +23,13 @@ from .deep_checks import check_rows_seen, check_sites
 from .deep_fit import deep_fit
 from .deep_story import Story, free_value, installed, read_story, to_dtype
 from .deep_train import Plan, Progressed, Training, adam
+from .devices import place, working_on
 from .errors import FitError, HasNetworks, ModelError, OptionError, warn
 from .estep import one_thread
-from .fit import Fit
+from .fit import Fit, on_cpu
 from .loop import Progress
 from .pair import Pair
+from .rows import Rows, first_rows, spread_rows
 from .structure import ROOM_FOR_PLATES, Bind, engine_state, run
 
 OBJECTIVES = ("elbo", "iwae", "dreg")
@@ -65,13 +67,16 @@ class Asked(NamedTuple):
 
 
 def deep_svi(pair: Pair, dataset: Dataset, home: torch.device, asked: Asked) -> Fit:
-    """Fit the networks; `svi` has taken the data in, and documents the options."""
+    """Fit the networks; `svi` has taken the data in, and documents the options.
+
+    What is done once (reading the pair, checks, starts) is done on the CPU, the steps on the device `home`.
+    """
     plan = _plan(asked)
-    with engine_state(asked.seed, home, torch.float32):
-        values = to_dtype(dataset.values, torch.float32)
+    with engine_state(asked.seed, "cpu", torch.float32):
+        values = to_dtype(on_cpu(dataset).values, torch.float32)
         story = read_story(replace(pair, guide=None) if asked.amortized else pair, values)
         if story.dtype is not torch.float32:
-            values = to_dtype(dataset.values, story.dtype)
+            values = to_dtype(on_cpu(dataset).values, story.dtype)
             torch.set_default_dtype(story.dtype)
         fixed: dict[str, Tensor] = {}
         shape = asked.amortized or (Amortized() if story.latents and pair.guide is None else None)
@@ -82,15 +87,17 @@ def deep_svi(pair: Pair, dataset: Dataset, home: torch.device, asked: Asked) -> 
         check_sites(story, values, dataset.schema)
         if missing:
             check_rows_seen(story, values)
-        share = row_weights(asked.weights, num_rows(values), home)
-        share = None if share is None else share.to(story.dtype)
-        starts = _starts(story, values, asked)
+        share = row_weights(asked.weights, num_rows(values), "cpu")
+        share = None if share is None else share.to(story.dtype).to(home)
+        starts = [{name: v.to(home) for name, v in start.items()} for start in _starts(story, values, asked)]
         train, held = _split(num_rows(values), asked.validation, asked.seed)
         rows = num_rows(values) if train is None else len(train)
-        size = _batch_size(asked.batch_size, rows)
+        size = _batch_size(asked.batch_size, rows, values)
         steps = asked.num_steps if asked.epochs is None else asked.epochs * (1 if size is None else rows // size)
         weights = sum(leaf.declared.numel() for leaf in story.leaves.values())
         bar = Progress(steps, "svi", asked.progress)
+
+        placed = values if home.type == "cpu" else place(to_dtype(dataset.values, story.dtype), home)
 
         def begin(start: dict[str, Tensor], at: dict[str, Tensor]) -> Training:
             torch.manual_seed(asked.seed)
@@ -99,9 +106,9 @@ def deep_svi(pair: Pair, dataset: Dataset, home: torch.device, asked: Asked) -> 
             optimizer, decay = adam(leaves, plan.learning_rate)
             batches = Batches(rows, size, asked.seed + 1)
             state = Progressed(plan.learning_rate)
-            return Training(story, values, share, train, held, batches, leaves, plan, missing, state, optimizer, decay)
+            return Training(story, placed, share, train, held, batches, leaves, plan, missing, state, optimizer, decay)
 
-        with one_thread(when=(size or rows) * weights < LARGE):
+        with one_thread(when=(size or rows) * weights < LARGE), working_on(home):
             number, ends = 0, []
             for start in starts if len(starts) > 1 else []:
                 with installed(story, start, training=True) as at:
@@ -160,9 +167,9 @@ def _told(fit: Fit, training: Training, stopped: str, steps: int) -> Fit:
 
 def has_networks(pair: Pair, data: Any, seed: int) -> bool:
     """Whether the model or its guide runs a network."""
-    few = slice_rows(data, slice(LOOK)) if num_rows(data) > LOOK else data
+    few = first_rows(data, LOOK)
     for function in (pair.model, pair.guide):
-        with engine_state(seed, next(iter(tensors_of(data).values())).device), torch.no_grad():
+        with engine_state(seed, next(iter(tensors_of(few).values())).device), torch.no_grad():
             try:
                 if function is not None:
                     run(function, few, Bind({}), ROOM_FOR_PLATES)
@@ -193,9 +200,10 @@ def _plan(asked: Asked) -> Plan:
     return Plan(objective, particles, rate, asked.clip, asked.tol, asked.patience, asked.warmup, bits, asked.seed)
 
 
-def _batch_size(given: Any, rows: int) -> int | None:
+def _batch_size(given: Any, rows: int, values: Any) -> int | None:
     if given is None:
-        return None if rows <= FULL else BATCH
+        own = values.batch_size if isinstance(values, Rows) else None  # a loader's
+        return None if rows <= (own or FULL) else own or BATCH
     if isinstance(given, bool) or not isinstance(given, int) or not 1 <= given <= rows:
         raise OptionError(f"batch_size: met {given!r}, expected a whole number from 1 to {rows}, the number of rows")
     return None if given == rows else given
@@ -213,7 +221,7 @@ def _split(rows: int, share: float, seed: int) -> tuple[Tensor | None, Tensor | 
 def _starts(story: Story, data: Any, asked: Asked) -> list[dict[str, Tensor]]:
     """Starting values: as the pair's `initialize` draws them, otherwise as it declares them; `start` overrules."""
     declared = {name: leaf.declared for name, leaf in story.leaves.items()}
-    drawn = _drawn(story.pair, data, torch.Generator().manual_seed(asked.seed))
+    drawn = _drawn(story.pair, spread_rows(data), torch.Generator().manual_seed(asked.seed))
     starts = []
     for number in range(asked.restarts):
         found = next(drawn, None)

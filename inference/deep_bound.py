@@ -49,12 +49,7 @@ def draw(story: Story, values: dict[str, Tensor], rows: Any, num: int, missing: 
     size, configs = num_rows(rows), story.num_configurations
     lead = configs if story.guided else 1  # whether the guide's draws depend on the configuration
     given = configurations(story, num * size) if configs > 1 else {}
-    guide: dict[str, Any] = {}
-    if story.pair.guide is not None:
-        play = Play(values, {name: given[name] for name in story.guided})
-        with play:
-            story.pair.guide(repeated(rows, lead * num))
-        guide = {name: msg for name, msg in play.nodes.items() if not is_bookkeeping(msg)}
+    guide = encode(story, values, repeated(rows, lead * num), {name: given[name] for name in story.guided})
     drawn = {name: guide[name]["value"] for name in story.latents}
     if hook is not None:
         drawn = {name: hook(value) for name, value in drawn.items()}
@@ -65,6 +60,16 @@ def draw(story: Story, values: dict[str, Tensor], rows: Any, num: int, missing: 
     with model, Missing() if missing else nullcontext():
         story.pair.model(repeated(rows, configs * num))
     return Drawn(guide, model.nodes, (configs, num, size))
+
+
+def encode(story: Story, values: dict[str, Tensor], rows: Any, given: dict[str, Tensor]) -> dict[str, Any]:
+    """One run of the guide alone, with some latents given."""
+    if story.pair.guide is None:
+        return {}
+    play = Play(values, given)
+    with play:
+        story.pair.guide(rows)
+    return {name: msg for name, msg in play.nodes.items() if not is_bookkeeping(msg)}
 
 
 def repeated(rows: Any, times: int) -> Any:

@@ -11,6 +11,7 @@ from torch import Tensor
 from .arrays import tensors_of
 from .checkpoints import Checkpoints, hashed
 from .data import Dataset
+from .rows import Rows, spread_rows
 from .runs import write_run
 
 NUMBERS = ("rate", "step", "level", "waited", "length", "converged")  # of a state, beside its arrays
@@ -30,10 +31,19 @@ class DeepCheckpoints:
     def _identity(self, dataset: Dataset, asked: Any, plan: Any) -> dict[str, Any]:
         training = self.training
         leaves = {name: list(leaf.shape) for name, leaf in training.leaves.items()}
-        data = {n: [list(v.shape), str(v.dtype), hashed(v)] for n, v in tensors_of(dataset.values).items()}
+        given = dataset.values
+        looked = {"rows": spread_rows(given)} if isinstance(given, Rows) else tensors_of(given)
+        data = {name: [list(v.shape), str(v.dtype), hashed(v)] for name, v in looked.items()}
+        if isinstance(given, Rows):
+            data["rows"][0] = list(given.shape)
         options = {name: repr(value) for name, value in plan._asdict().items()}
         options |= {"batch_size": training.batches.size, "validation": asked.validation}
         return {"model": leaves, "data": data, **options}
+
+    @property
+    def home(self) -> torch.device:
+        """Where the weights are."""
+        return next((leaf.device for leaf in self.training.leaves.values()), torch.device("cpu"))
 
     def maybe(self) -> None:
         """Write where it is time."""
@@ -57,6 +67,8 @@ class DeepCheckpoints:
         arrays |= {f"best/{name}": value for name, value in state.best.items()}
         arrays |= {"bounds": torch.tensor(state.bounds, dtype=torch.float64), "order": batches.order}
         arrays |= {"random": torch.get_rng_state(), "random_batches": batches.generator.get_state()}
+        if self.home.type == "cuda":
+            arrays["random_device"] = torch.cuda.get_rng_state(self.home)
         record = {"kind": "checkpoint", "identity": files.identity, "position": batches.position}
         write_run(files.folder, arrays, {**record, **{name: getattr(state, name) for name in NUMBERS}})
         files.last_step, files.last_time = state.step, time.monotonic()
@@ -86,4 +98,6 @@ class DeepCheckpoints:
         batches.order, batches.position = arrays["order"], record["position"]
         batches.generator.set_state(arrays["random_batches"])
         torch.set_rng_state(arrays["random"])
+        if self.home.type == "cuda":
+            torch.cuda.set_rng_state(arrays["random_device"], self.home)
         self.files.last_step = state.step

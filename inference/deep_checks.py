@@ -13,6 +13,7 @@ from .checks import expected_words, fits_support
 from .data import Schema
 from .deep_bound import draw, values_from
 from .deep_story import Story, free_value
+from .rows import pieces, together
 from .structure import base_of
 
 ROWS = 4096  # looked at together
@@ -25,8 +26,9 @@ def check_sites(story: Story, data: Any, schema: Schema, spread: bool = True) ->
     varies: dict[str, Tensor] = {}
     with torch.no_grad():
         values = values_from(story, leaves)
-        for start in range(0, num_rows(data), ROWS):
-            some = slice_rows(data, torch.arange(start, min(start + ROWS, num_rows(data))))
+        size = together(data, ROWS)
+        for start in range(0, num_rows(data), size):
+            some = slice_rows(data, torch.arange(start, min(start + size, num_rows(data))))
             for name, msg in draw(story, values, some, 1, False).model.items():
                 if name not in story.observed:
                     continue
@@ -92,10 +94,12 @@ def _check_spread(
 
 def check_rows_seen(story: Story, data: Any) -> None:
     """Every row has an observed cell: another would say nothing, and cost its latents."""
-    size = num_rows(data)
-    tables = [t.reshape(size, -1) for t in tensors_of(data).values() if t.is_floating_point() and len(t) == size]
-    empty = torch.stack([t.isnan().all(1) for t in tables]).all(0)
-    if bool(empty.any()):
-        raise DataError(
-            f"data: row {int(empty.nonzero()[0])} has no observed cell, so there is nothing to learn from it: drop it"
-        )
+    start = 0
+    for piece in pieces(data):
+        size = num_rows(piece)
+        tables = [t.reshape(size, -1) for t in tensors_of(piece).values() if t.is_floating_point() and len(t) == size]
+        empty = torch.stack([t.isnan().all(1) for t in tables]).all(0)
+        if bool(empty.any()):
+            row = start + int(empty.nonzero()[0])
+            raise DataError(f"data: row {row} has no observed cell, so there is nothing to learn from it: drop it")
+        start += size

@@ -17,6 +17,7 @@ from .deep_bound import draw, elbo, importance_bound, log_weights, terms
 from .deep_verbs import Opened, opened
 from .errors import ModelError
 from .networks import positive, tril_of
+from .rows import as_one
 from .structure import base_of
 
 RATE = 0.1  # of Adam, falling to a hundredth
@@ -43,6 +44,7 @@ class Gaps(NamedTuple):
 def gaps(fit: Any, dataset: Dataset, num_steps: int, num: int) -> Gaps:
     """Optimise the factors of each row by themselves; compare bounds from `num` draws."""
     check_counts(num_steps=(num_steps, 1), num=(num, 1))
+    dataset = replace(dataset, values=as_one(dataset.values, "gaps"))
     with opened(fit, dataset, fit.seed) as it:
         if len(it.story.latents) != 1 or it.story.discrete or it.story.data_dim != -1:
             raise ModelError("gaps: they are known of models with one continuous latent of each row, and no other")

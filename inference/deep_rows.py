@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from .arrays import num_rows, slice_rows
+from .arrays import is_missing, num_rows, slice_rows
+from .bags import densified
 from .checks import check_counts, check_seed
 from .data import DataError, Dataset, adapt
 from .deep_bound import Drawn, draw, terms
@@ -18,6 +20,7 @@ from .deep_verbs import ROW_DRAWS, Opened, laid_out, opened, plain_params, sampl
 from .export import to_arviz as open_in_arviz
 from .generate import Draw, _as_given, empty_rows, known_cells
 from .missing import complete, observed_part
+from .rows import Rows, as_one, in_full
 from .structure import base_of, is_bookkeeping
 from .symbols import plain, symbol
 
@@ -28,9 +31,9 @@ RECONSTRUCTED = 50  # draws that a reconstruction is averaged over
 
 def places(it: Opened) -> dict[str, Tensor] | None:
     """The columns of the table that each observed site holds, (cells,); None where one was computed."""
-    if not isinstance(it.data, Tensor):
+    if not isinstance(it.data, Tensor | Rows):
         return None
-    few = it.data[:SAMPLE]
+    few = slice_rows(it.data, slice(SAMPLE))
     latents = draw(it.story, it.values, few, 1, False).model
     held = {n: m["value"][: len(few)] for n, m in latents.items() if not m["is_observed"] and not is_bookkeeping(m)}
     play = Play(it.values, held if it.story.num_configurations == 1 else {})
@@ -91,8 +94,8 @@ def _as_value(value: Any, num: int, dtype: torch.dtype) -> Tensor:
     return found if found.dim() and len(found) == num else found.expand(num, *found.shape)
 
 
-def _decoded(fit: Any, out: Tensor, like: Tensor, names: Any) -> Any:
-    return fit.schema.decode(_as_given(out, torch.as_tensor(like)), names)
+def _decoded(fit: Any, out: Tensor, like: Any, names: Any) -> Any:
+    return fit.schema.decode(_as_given(out, like), names)
 
 
 def reconstruct(fit: Any, dataset: Dataset) -> Any:
@@ -108,16 +111,17 @@ def impute(fit: Any, dataset: Dataset) -> Any:
 
 
 def _fill(fit: Any, dataset: Dataset, everywhere: bool) -> Any:
-    if not isinstance(dataset.values, Tensor):
-        raise DataError("reconstruct and impute take data of one tensor or table; this model's data are a structure")
     values = dataset.values
-    out = values.to(torch.float64).clone().reshape(len(values), -1)
+    if not isinstance(values, Tensor | Rows):
+        raise DataError("reconstruct and impute take data of one tensor or table; this model's data are a structure")
+    out = in_full(values).reshape(len(values), -1)
     with opened(fit, dataset, fit.seed) as it:
         where = places(it)
         if where is None:
             raise DataError("a site observes values computed from the data, so they cannot be put back in place")
-        if not everywhere and not it.missing:
-            return fit.schema.decode(values, dataset.names)
+        if not everywhere and not is_missing(out):
+            whole = _as_given(out.reshape(values.shape), values) if isinstance(values, Rows) else values
+            return fit.schema.decode(whole, dataset.names)
         num = (RECONSTRUCTED if everywhere else ROW_DRAWS) if it.story.latents else 1
         for index, drawn in it.parts(num):
             weight = _weights(it, drawn, everywhere)  # (K, S, B)
@@ -206,6 +210,7 @@ def decode(fit: Any, rows: Any, given: dict[str, Tensor]) -> Any:
 
 def to_arviz(fit: Any, dataset: Dataset, num: int, seed: int) -> Any:
     """The fit as ArviZ opens it: draws of latents from the guide, scores of rows, new rows."""
+    dataset = replace(dataset, values=as_one(dataset.values, "to_arviz"))
     drawn = {name: value.numpy()[None] for name, value in sample_posterior(fit, dataset, num, seed).items()}
     held = plain_params(fit)
     groups_of = min(num, GROUPS)
@@ -241,7 +246,7 @@ def _predicted(fit: Any, size: int, num: int, seed: int) -> Tensor | None:
             rows = generate(fit, size * min(most, num - start), {}, seed + start)
             if isinstance(rows, dict):
                 return None
-            parts.append(adapt(rows, fit.schema).values.double().unflatten(0, (-1, size)))
+            parts.append(densified(adapt(rows, fit.schema).values).double().unflatten(0, (-1, size)))
     except DataError:
         return None
     return torch.cat(parts)

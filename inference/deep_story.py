@@ -15,12 +15,13 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 from torch.distributions import constraints, transform_to
 
-from .arrays import map_tensors, num_rows, slice_rows
+from .arrays import map_tensors, num_rows
 from .deep_errors import deep_errors
 from .errors import ModelError
 from .free import base_constraint, inside
 from .networks import DIVIDER
 from .pair import Pair
+from .rows import Rows, first_rows
 from .structure import DATA_PLATE, constraint_of, is_bookkeeping
 
 SAMPLE = 16  # rows of the run that reads the pair
@@ -127,7 +128,7 @@ def read_story(pair: Pair, data: Any, dtype: torch.dtype = torch.float32) -> Sto
     ModelError
         No data plate; a shape that does not fit, by the layer or the site; a latent that this inference cannot take.
     """
-    few = slice_rows(data, slice(SAMPLE)) if num_rows(data) > SAMPLE else data
+    few = first_rows(data, SAMPLE)
     model, guide = Reader({}), Reader({})
     with torch.no_grad():
         try:
@@ -218,7 +219,7 @@ def _story(
 
 def to_dtype(data: Any, dtype: torch.dtype) -> Any:
     """A table in the dtype of the networks, whole numbers too; of a structure the fields of numbers with fractions."""
-    if isinstance(data, Tensor):
+    if isinstance(data, Tensor | Rows):
         return data.to(dtype)
     return map_tensors(lambda t: t.to(dtype) if t.is_floating_point() else t, data)
 
@@ -250,6 +251,8 @@ def installed(story: Story, values: Mapping[str, Tensor], training: bool = False
             weight.data = values[name].detach().clone()
         for network in story.networks.values():
             network.train(training)
+            for buffer in network.buffers():
+                buffer.data = buffer.data.to(next(iter(values.values())).device)
         yield {name: leaf.weight if leaf.weight is not None else values[name] for name, leaf in story.leaves.items()}
     finally:
         for weight, data in homes.values():

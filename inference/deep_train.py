@@ -17,6 +17,7 @@ from .batches import Batches
 from .deep_bound import Reweighted, draw, elbo, importance_bound, log_weights, terms, values_from
 from .deep_story import Story, to_dtype
 from .loop import Progress
+from .rows import first_rows, together
 
 ROUND = 50  # steps, at least, between two looks at where the bound stands
 FALL, LOWEST = 0.3, 0.02  # of the learning rate, when the bound has stopped rising
@@ -78,7 +79,8 @@ class Training:
 
     def rows(self, index: Tensor | None) -> Any:
         """Some rows as the networks take them."""
-        return to_dtype(self.data if index is None else slice_rows(self.data, index), self.story.dtype)
+        rows = first_rows(self.data, self.batches.num_rows) if index is None else slice_rows(self.data, index)
+        return to_dtype(rows, self.story.dtype)
 
     def estimate(self, index: Tensor | None) -> Tensor:
         """An estimate of the objective, a mean over some rows."""
@@ -176,7 +178,7 @@ class Training:
             net.train(modes[name])
         if self.share is not None:
             each = each * (self.share if index is None else self.share[index])
-        return float(each.double().sum())
+        return float(each.cpu().double().sum())
 
 
 def row_bounds(
@@ -184,9 +186,9 @@ def row_bounds(
 ) -> Tensor:
     """The bound of each row, (N,), a few at a time."""
     values = values_from(story, leaves)
-    index = torch.arange(num_rows(data)) if index is None else index
+    index = torch.arange(num_rows(data), device="cpu") if index is None else index
     parts = []
-    for some in index.split(max(1, EVALUATED // (num * story.num_configurations))):
+    for some in index.split(together(data, max(1, EVALUATED // (num * story.num_configurations)))):
         drawn = draw(story, values, to_dtype(slice_rows(data, some), story.dtype), num, missing)
         if objective == "elbo":
             parts.append(elbo(terms(story, drawn), bool(story.guided)))

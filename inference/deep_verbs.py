@@ -16,13 +16,14 @@ from .amortized import Amortized, amortize, hidden_of
 from .arrays import is_missing, num_rows, slice_rows
 from .checks import check_counts, check_seed
 from .data import DataError, Dataset
-from .deep_bound import Drawn, configurations, draw, log_weights, terms
+from .deep_bound import Drawn, configurations, draw, encode, log_weights, terms
 from .deep_checks import check_sites
 from .deep_fit import OWN
 from .deep_story import Story, installed, read_story, to_dtype
 from .derived import Moments
 from .networks import DIVIDER
 from .pareto import k_hat
+from .rows import as_one, together
 from .structure import base_of, engine_state
 
 ROW_DRAWS = 100  # of the importance-weighted bound, and of moments that have no closed form
@@ -38,11 +39,16 @@ class Opened(NamedTuple):
     data: Any
     missing: bool
 
-    def parts(self, num: int) -> Iterator[tuple[Tensor, Drawn]]:
-        """The rows in turn, some at a time, with `num` draws of each."""
-        each = max(1, HELD // (num * self.story.num_configurations))
+    def pieces(self, num: int) -> Iterator[tuple[Tensor, Any]]:
+        """The rows in turn, some at a time where each is there `num` times."""
+        each = together(self.data, max(1, HELD // (num * self.story.num_configurations)))
         for index in torch.arange(num_rows(self.data)).split(each):
-            yield index, draw(self.story, self.values, slice_rows(self.data, index), num, self.missing)
+            yield index, slice_rows(self.data, index)
+
+    def parts(self, num: int) -> Iterator[tuple[Tensor, Drawn]]:
+        """The same, with `num` draws of each."""
+        for index, rows in self.pieces(num):
+            yield index, draw(self.story, self.values, rows, num, self.missing)
 
 
 class Importance(NamedTuple):
@@ -186,8 +192,8 @@ def laid_out(story: Story, drawn: Drawn, value: Tensor, event: int) -> Tensor:
 def _closed(it: Opened) -> dict[str, Moments] | None:
     (name,) = it.story.latents
     means, sds = [], []
-    for _, drawn in it.parts(1):
-        fn = drawn.guide[name]["fn"]
+    for _, rows in it.pieces(1):
+        fn = encode(it.story, it.values, rows, {})[name]["fn"]
         if not isinstance(base_of(fn), dist.Normal | dist.MultivariateNormal) or it.story.data_dim != -1:
             return None
         means.append(fn.mean)
@@ -197,6 +203,7 @@ def _closed(it: Opened) -> dict[str, Moments] | None:
 
 def factor(fit: Any, site: str, dataset: Dataset) -> Any:
     """The guide's factor of a latent of the rows, as a distribution."""
+    dataset = replace(dataset, values=as_one(dataset.values, "posterior"))
     with opened(fit, dataset, fit.seed) as it:
         if site not in it.story.latents:
             raise DataError(f"posterior: no latent named '{site}' in the guide; it has {sorted(it.story.latents)}")

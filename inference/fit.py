@@ -34,6 +34,7 @@ from .free import base_constraint
 from .modes import ModeMap, Outcome
 from .pair import Pair
 from .program import Program
+from .rows import Rows
 from .structure import Structure, engine_state
 
 DOUBLED_BYTES = 1 << 28  # float32 data up to this size are copied as float64; larger ones as they are read, by chunk
@@ -272,7 +273,8 @@ class Fit:
         """Data as this fit's model takes them, with the columns and labels of training."""
         if data is None and self.data is None:
             raise DataError("this fit was loaded from a folder, which holds no data: pass the data")
-        found = self.data if data is None else in_double(adapt(data, self.schema, self.pair.by, self.pair.graph))
+        rows = self.guide in NETWORKS
+        found = self.data if data is None else in_double(adapt(data, self.schema, self.pair.by, self.pair.graph, rows))
         assert found is not None
         if self.guide not in OWN:  # the others' verbs look at every cell
             found = replace(found, values=densified(found.values))
@@ -310,13 +312,18 @@ def in_double(dataset: Dataset) -> Dataset:
     """Numbers as float64, so that a model may multiply them with its params; tables larger than that allows stay."""
 
     def convert(tensor: Tensor) -> Tensor:
-        return tensor.double() if tensor.is_floating_point() and tensor.nbytes <= DOUBLED_BYTES else tensor
+        small = tensor.nbytes <= DOUBLED_BYTES and tensor.device.type != "mps"  # which has no float64
+        return tensor.double() if small and tensor.is_floating_point() else tensor
 
+    if isinstance(dataset.values, Rows):
+        return dataset
     return replace(dataset, values=map_tensors(convert, dataset.values))
 
 
 def on_cpu(dataset: Dataset) -> Dataset:
     """The data where a fit's params are: what was fitted on a GPU is looked at on the CPU."""
+    if isinstance(dataset.values, Rows):
+        return dataset
     return replace(dataset, values=map_tensors(lambda t: t.cpu(), dataset.values))
 
 

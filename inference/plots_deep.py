@@ -10,11 +10,13 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from .arrays import slice_rows
+from .bags import densified
 from .by_guide import NETWORKS
 from .data import DataError, adapt
 from .derived import Moments
 from .plots_columns import UnfitKind
 from .plots_style import DATA, PALETTE, dress, percent, picture
+from .rows import Rows
 
 GRID = 15  # decoded images along a side
 SHOWN = 3000  # rows of a scatter at most
@@ -52,7 +54,7 @@ def embedding(fit: Any, data: Any = None) -> Figure:
 def manifold(fit: Any, data: Any = None) -> Figure:
     """What the decoder makes of a grid of the first two latents, of square images; the others stand at 0."""
     dataset = fit.adapted(data)
-    if not isinstance(dataset.values, Tensor) or dataset.values.dim() != 2:
+    if not isinstance(dataset.values, Tensor | Rows) or dataset.values.dim() != 2:
         raise UnfitKind("its data are no table")
     side = math.isqrt(dataset.values.shape[1])
     if side**2 != dataset.values.shape[1] or side < 4:
@@ -72,7 +74,7 @@ def manifold(fit: Any, data: Any = None) -> Figure:
         rows = decode(fit, slice_rows(dataset.values, torch.zeros(GRID**2, dtype=torch.long)), {site: grid})
     except DataError as error:
         raise UnfitKind(str(error)) from None
-    images = adapt(rows, fit.schema).values.double().reshape(GRID, GRID, side, side)
+    images = densified(adapt(rows, fit.schema).values).double().reshape(GRID, GRID, side, side)
     images = torch.nn.functional.pad(images, (1, 1, 1, 1), value=float("nan"))  # white between them
     side += 2
     figure = picture(fit, 6.6, 6.6)

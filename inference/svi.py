@@ -16,11 +16,20 @@ from torch import Tensor
 from .amortized import asked_for
 from .annealing import FreeBits, Warmup
 from .ascent import WINDOW, NotFinite
-from .begin import first_starts, take_in
+from .begin import first_starts, in_memory, take_in
 from .blame import blame
 from .certain import check_certain
 from .checkpoints import Checkpoints, identity, restore
-from .checks import check_counts, check_options, check_rows, check_seed, check_spread, check_values, row_weights
+from .checks import (
+    check_counts,
+    check_device,
+    check_options,
+    check_rows,
+    check_seed,
+    check_spread,
+    check_values,
+    row_weights,
+)
 from .compiler import compile_program
 from .data import Dataset, num_rows
 from .deep import Asked, deep_svi, has_networks
@@ -163,7 +172,8 @@ def svi(
         raise OptionError(f"alpha: met {alpha:g} with num_particles={num_particles}; other bounds than the ELBO need 2")
     if resume and checkpoint is None:
         raise OptionError("resume: met True without a folder to go on from; give checkpoint='run/' too")
-    pair, dataset, home = take_in(pair, data, device)
+    pair, dataset, home = take_in(pair, data, None, rows=True)
+    home = home if device is None else check_device(device)
     pair = replace(pair, guide=guide) if callable(guide) else pair
     amortized = asked_for(guide)
     options_of_networks = {
@@ -201,6 +211,7 @@ def svi(
             progress,
         )
         return deep_svi(pair, dataset, home, asked)
+    dataset = in_memory(dataset, device)
     for name, value in options_of_networks.items():
         if value is not None:
             raise OptionError(f"{name}: met {value!r}, an option of pairs with networks, and the pair has none")

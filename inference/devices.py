@@ -1,0 +1,78 @@
+"""On which device the steps of a pair with networks are taken: data move there once where they fit, or by batch."""
+
+from __future__ import annotations
+
+import math
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .arrays import map_tensors
+from .errors import OptionError
+from .row_sources import rows_of_tensor
+from .rows import Rows, pieces
+
+SHARE = 0.5  # of the memory that is free on a device, for the data
+
+
+def working_on(home: torch.device) -> AbstractContextManager[Any]:
+    """New tensors are made on the device; on the CPU the default is left alone, for setting it slows every call."""
+    return nullcontext() if home.type == "cpu" else home
+
+
+def place(values: Any, home: torch.device) -> Any:
+    """Data from where a device takes its batches: there, where they fit; otherwise each batch is moved as it is taken.
+
+    Rows that are read are moved once too, some at a time, where they are the same each time.
+
+    Raises
+    ------
+    OptionError
+        Several tensors that do not fit.
+    """
+    fits = num_bytes(values) <= SHARE * free_bytes(home)
+    if isinstance(values, Rows):
+        return filled(values, home) if fits and values.fixed else replace(values, device=home)
+    if fits or all(tensor.device == home for tensor in _tensors(values)):
+        return map_tensors(lambda tensor: tensor.to(home), values)
+    if isinstance(values, Tensor):
+        return replace(rows_of_tensor(values), device=home)
+    raise OptionError(
+        f"device: '{home}' has no room for the {num_bytes(values) / 2**30:.1f} GiB of the data, and data of several "
+        f"tensors are moved at once: leave device out, or give fewer rows"
+    )
+
+
+def filled(values: Rows, home: torch.device) -> Tensor:
+    """All rows on a device, of which a few at a time are in this machine's memory."""
+    out = torch.empty(values.shape, dtype=values.dtype, device=home)
+    start = 0
+    for piece in pieces(values):
+        out[start : start + len(piece)] = piece.to(home)
+        start += len(piece)
+    return out
+
+
+def num_bytes(values: Any) -> int:
+    """Memory that data need as tensors."""
+    if isinstance(values, Rows):
+        return math.prod(values.shape) * values.dtype.itemsize
+    return sum(tensor.nbytes for tensor in _tensors(values))
+
+
+def free_bytes(home: torch.device) -> float:
+    """Memory that is free on a device; without bound where it does not tell."""
+    if home.type == "cuda":
+        return float(torch.cuda.mem_get_info(home)[0])
+    if home.type == "mps":
+        return float(torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory())
+    return math.inf
+
+
+def _tensors(values: Any) -> list[Tensor]:
+    found: list[Tensor] = []
+    map_tensors(lambda tensor: found.append(tensor) or tensor, values)  # type: ignore[func-returns-value]
+    return found
