@@ -22,7 +22,7 @@ from torch.distributions import Independent, MultivariateNormal, Normal, kl_dive
 from .arrays import num_rows, slice_rows
 from .deep_story import Play, Story, value_of
 from .missing import Missing
-from .structure import is_bookkeeping
+from .structure import base_of, is_bookkeeping
 
 
 class Terms(NamedTuple):
@@ -62,11 +62,21 @@ def draw(story: Story, values: dict[str, Tensor], rows: Any, num: int, missing: 
     return Drawn(guide, model.nodes, (configs, num, size))
 
 
-def encode(story: Story, values: dict[str, Tensor], rows: Any, given: dict[str, Tensor]) -> dict[str, Any]:
+class Centred(Play):
+    """A run at the means of what is normal, without draws."""
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if not msg["is_observed"] and isinstance(base_of(msg["fn"]), Normal | MultivariateNormal):
+            msg["value"], msg["done"] = msg["fn"].mean, True
+
+
+def encode(
+    story: Story, values: dict[str, Tensor], rows: Any, given: dict[str, Tensor], kind: type[Play] = Play
+) -> dict[str, Any]:
     """One run of the guide alone, with some latents given."""
     if story.pair.guide is None:
         return {}
-    play = Play(values, given)
+    play = kind(values, given)
     with play:
         story.pair.guide(rows)
     return {name: msg for name, msg in play.nodes.items() if not is_bookkeeping(msg)}

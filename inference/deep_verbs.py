@@ -16,10 +16,10 @@ from .amortized import Amortized, amortize, hidden_of
 from .arrays import is_missing, num_rows, slice_rows
 from .checks import check_counts, check_seed
 from .data import DataError, Dataset
-from .deep_bound import Drawn, configurations, draw, encode, log_weights, terms
+from .deep_bound import Centred, Drawn, configurations, draw, encode, log_weights, terms
 from .deep_checks import check_sites
 from .deep_fit import OWN
-from .deep_story import Story, installed, read_story, to_dtype
+from .deep_story import Play, Story, installed, read_story, to_dtype
 from .derived import Moments
 from .networks import DIVIDER
 from .pareto import k_hat
@@ -153,7 +153,7 @@ def latents(fit: Any, dataset: Dataset) -> dict[str, Any]:
     """Probabilities of the discrete latents of a row, moments of continuous ones and of what is computed of them."""
     with opened(fit, dataset, fit.seed) as it:
         story = it.story
-        closed = _closed(it) if len(story.latents) == 1 and not story.discrete else None
+        closed = _closed(it)
         if closed is not None and not story.computed:
             return closed
         num = max(FEWEST, ROW_DRAWS // story.num_configurations) if story.latents else 1
@@ -189,16 +189,21 @@ def laid_out(story: Story, drawn: Drawn, value: Tensor, event: int) -> Tensor:
     return value.reshape(*drawn.lead, *value.shape[1:])
 
 
-def _closed(it: Opened) -> dict[str, Moments] | None:
+def _closed(it: Opened, sd: bool = True) -> dict[str, Moments] | None:
+    """Moments of a single latent whose factors are normal, (N, *event); with `sd` left out both are the means."""
+    if len(it.story.latents) != 1 or it.story.discrete or it.story.data_dim != -1:
+        return None
     (name,) = it.story.latents
-    means, sds = [], []
-    for _, rows in it.pieces(1):
-        fn = encode(it.story, it.values, rows, {})[name]["fn"]
-        if not isinstance(base_of(fn), dist.Normal | dist.MultivariateNormal) or it.story.data_dim != -1:
+    out: list[Tensor] = []
+    for index, rows in it.pieces(1):
+        fn = encode(it.story, it.values, rows, {}, Play if it.story.computed else Centred)[name]["fn"]
+        if not isinstance(base_of(fn), dist.Normal | dist.MultivariateNormal):
             return None
-        means.append(fn.mean)
-        sds.append(fn.variance.sqrt())
-    return {name: Moments(torch.cat(means).double(), torch.cat(sds).double())}
+        for place, part in enumerate([fn.mean, fn.variance.sqrt()] if sd else [fn.mean]):
+            if len(out) <= place:
+                out.append(torch.empty(num_rows(it.data), *part.shape[1:], dtype=torch.float64))
+            out[place][int(index[0]) : int(index[-1]) + 1] = part
+    return {name: Moments(out[0], out[-1])}
 
 
 def factor(fit: Any, site: str, dataset: Dataset) -> Any:
@@ -238,9 +243,13 @@ def embeddings(fit: Any, dataset: Dataset) -> Any:
     """Posterior means of the continuous latents as a DataFrame, a column for each number."""
     import pandas as pd
 
-    columns: dict[str, Any] = {}
-    for name, found in latents(fit, dataset).items():
-        if isinstance(found, Moments):
-            flat = found.mean.reshape(len(found.mean), -1)
-            columns |= {f"{name}_{k}" if flat.shape[1] > 1 else name: flat[:, k].numpy() for k in range(flat.shape[1])}
-    return pd.DataFrame(columns, index=dataset.names)
+    with opened(fit, dataset, fit.seed) as it:
+        found = None if it.story.computed else _closed(it, sd=False)
+    parts, names = [], []
+    for name, one in (latents(fit, dataset) if found is None else found).items():
+        if isinstance(one, Moments):
+            parts.append(one.mean.reshape(len(one.mean), -1))
+            width = parts[-1].shape[1]
+            names += [f"{name}_{k}" for k in range(width)] if width > 1 else [name]
+    table = parts[0] if len(parts) == 1 else torch.cat(parts, 1) if parts else torch.empty(num_rows(dataset.values), 0)
+    return pd.DataFrame(table.numpy(), index=dataset.names, columns=names, copy=False)

@@ -12,6 +12,7 @@ import pyro
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
+from torch.distributions.utils import lazy_property
 from torch.nn import functional
 
 from .errors import OptionError
@@ -60,8 +61,27 @@ def normal_of(stats: Tensor, size: int, full: bool = False) -> dist.TorchDistrib
     """
     loc, rest = stats[..., :size], stats[..., size:]
     if not full:
-        return dist.Normal(loc, positive(rest)).to_event(1)
+        return LateNormal(loc, rest).to_event(1)
     return dist.MultivariateNormal(loc, scale_tril=tril_of(rest, size))
+
+
+class LateNormal(dist.Normal):
+    """Normal distributions whose scales, `positive` of some numbers, are computed where somebody asks for them: an
+    encoder's means alone are had without.
+    """
+
+    def __init__(self, loc: Tensor, raw: Tensor) -> None:
+        self.loc, self.raw = loc, raw
+        super(torch.distributions.Normal, self).__init__(loc.shape)
+
+    @lazy_property
+    def scale(self) -> Tensor:
+        return positive(self.raw)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> Any:
+        if torch.Size(batch_shape) == self.batch_shape:  # as a plate asks each time
+            return self
+        return dist.Normal(self.loc, self.scale).expand(batch_shape, _instance)
 
 
 def tril_of(raw: Tensor, size: int) -> Tensor:
