@@ -7,6 +7,7 @@ from latentzoo import models, zoo
 from latentzoo.inference.cavi import cavi
 from latentzoo.inference.em import em
 from latentzoo.inference.fit import Fit
+from latentzoo.inference.idx import read_idx
 from latentzoo.inference.pair import Pair
 from latentzoo.inference.svi import svi
 from latentzoo.models.registry import register
@@ -16,4 +17,4 @@ try:
 except PackageNotFoundError:  # run from a checkout that was never installed
     __version__ = "0.0.0"
 
-__all__ = ["Fit", "Pair", "__version__", "cavi", "em", "models", "register", "svi", "zoo"]
+__all__ = ["Fit", "Pair", "__version__", "cavi", "em", "models", "read_idx", "register", "svi", "zoo"]

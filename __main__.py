@@ -33,7 +33,7 @@ OPTIONS: dict[str, dict[str, Any]] = {  # of the drivers
     "max_iters": {"type": int, "help": "em, cavi: iterations at most"},
     "tol": {"type": float, "help": "relative tolerance of the bound"},
     "fallback": {"help": "cavi: svi fits what is not conjugate by gradient"},
-    "device": {"help": "where to compute, such as cuda"},
+    "device": {"help": "where to compute: cpu, cuda, mps"},
     "guide": {"help": "svi: family of the guide, such as mean_field or full_rank"},
     "num_steps": {"type": int, "help": "svi: steps at most"},
     "batch_size": {"type": int, "help": "rows of a step"},
@@ -239,7 +239,9 @@ def parsed(argv: Sequence[str] | None) -> argparse.Namespace:
     for sub in (score, generate, summary):
         sub.add_argument("folder", metavar="RUN", help="the folder that latentzoo fit --out wrote")
     for sub in (fit, compare, score):
-        sub.add_argument("data", metavar="DATA", help="a CSV, Parquet, NPY or NPZ file, or bundled data, such as iris")
+        sub.add_argument(
+            "data", metavar="DATA", help="a CSV, Parquet, NPY, NPZ or IDX file, or bundled data, such as iris"
+        )
     generate.add_argument("--seed", default=0, **OPTIONS["seed"])
     for sub in (score, generate):
         sub.add_argument("--out", metavar="FILE.csv", help="write here instead of to the terminal")

@@ -79,7 +79,7 @@ def slice_rows(values: Any, index: slice | Tensor) -> Any:
         if not (tensor.dim() and len(tensor) == rows):
             return tensor
         if isinstance(index, Tensor) and index.dtype is torch.long:
-            return tensor.index_select(0, index)  # more than twice as fast as tensor[index]
+            return tensor.index_select(0, index.to(tensor.device))  # more than twice as fast as tensor[index]
         return tensor[index]
 
     return map_tensors(of, values)

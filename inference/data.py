@@ -32,8 +32,9 @@ from .arrays import (
 from .bags import Bags, bag_of_words, bags_of, bags_of_sparse, check_bags, is_sparse, is_texts
 from .graph_forms import decode_graph
 from .graphs import adapt_graph
+from .idx import idx_array, is_idx
 from .long import padded, split, unpadded
-from .row_sources import is_loader, is_read, rows_of, rows_of_bags
+from .row_sources import is_loader, is_read, rows_of, rows_of_array, rows_of_bags
 from .rows import Rows, pieces
 from .tables import BOOLEAN, encode_column, read
 
@@ -178,7 +179,7 @@ def adapt(
           which become such a matrix with a column for each word: `bags.Bags`.
         - A NamedTuple or dataclass of these; fields that are None, a plain number or a string stay as they are.
         - A path ending in .csv, .csv.gz, .parquet, .npy or .npz (``"file.npz:name"`` picks one of several arrays), or
-          the name of a bundled data set.
+          as the files of MNIST do (``-idx3-ubyte``, ``.gz`` too: `idx.read_idx`), or the name of a bundled data set.
         - With `rows`, a `Dataset` or a `DataLoader` of torch that knows its length and gives any of its rows: of a
           tensor each, or of a tuple whose first part is that.
         - A `Dataset` as this function gives, which passes through.
@@ -192,8 +193,8 @@ def adapt(
     graph : {"undirected", "directed"}, optional
         Take the data as a graph (`Pair.graph`; see `graphs.adapt_graph`).
     rows : bool
-        Leave memory maps (.npy files too), sparse matrices, documents and loaders where they are, as `rows.Rows`, whose
-        rows are read when they are asked for.
+        Leave memory maps (.npy and IDX files too), sparse matrices, documents and loaders where they are, as
+        `rows.Rows`, whose rows are read when they are asked for.
 
     Returns
     -------
@@ -218,6 +219,10 @@ def adapt(
         values, facts, names = adapt_graph(data, graph, schema)
         return Dataset(values, Schema(**facts), names)
     if isinstance(data, str | Path):
+        if rows and is_idx(data):
+            found, columns = idx_array(data)
+            if schema is None or schema.columns == columns:
+                return _adapt_rows(rows_of_array(found), schema, "frame", columns)
         data = read(data)
     by = by if schema is None or schema.by is None else schema.by
     if by is not None and not is_structure(data) and getattr(data, "ndim", 2) != 3:
@@ -242,12 +247,13 @@ def adapt(
     return Dataset(values, found)
 
 
-def _adapt_rows(values: Rows, schema: Schema | None, container: str) -> Dataset:
+def _adapt_rows(values: Rows, schema: Schema | None, container: str, columns: tuple[str, ...] | None = None) -> Dataset:
     """A memory map, or a loader. In training all rows are looked at; those met later as they are read."""
-    own = Schema(None, {}, container, values.shape[-1] if values.dim() > 1 else None)
+    whole = () if columns is None or values.is_floating_point() else columns
+    own = Schema(columns, {}, container, values.shape[-1] if values.dim() > 1 else None, whole)
     if schema is not None:
         return Dataset(values, _match(own, values, schema))
-    return Dataset(replace(values, missing=check_cells(values, "data", None, training=True)), own)
+    return Dataset(replace(values, missing=check_cells(values, "data", columns, training=True)), own)
 
 
 def loaded(dataset: Dataset) -> Dataset:

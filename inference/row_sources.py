@@ -31,7 +31,7 @@ def is_read(data: object) -> bool:
 def rows_of(data: Any) -> Rows | Tensor:
     """A memory map, `Dataset` or `DataLoader` as rows; a `TensorDataset` as its tensor, which is in memory."""
     if isinstance(data, np.memmap):
-        return _of_map(data)
+        return rows_of_array(data)
     return _of_loader(data) if is_instance(data, "torch.utils.data", "DataLoader") else _of_dataset(data, None)
 
 
@@ -47,7 +47,8 @@ def rows_of_tensor(table: Tensor, batch_size: int | None = None) -> Rows:
     return Rows(table.__getitem__, tuple(table.shape), table.dtype, lambda: table, missing, True, batch_size)
 
 
-def _of_map(data: np.memmap) -> Rows:
+def rows_of_array(data: np.ndarray) -> Rows:
+    """A memory map, or another array whose numbers are made floats as they are taken."""
     first = to_tensor(data[:1], "data")  # its dtype, or what is wrong with it
     check_size(data.shape, "data")
 

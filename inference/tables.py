@@ -17,11 +17,12 @@ import numpy as np
 
 from .arrays import DataError, listed, to_int64
 from .bundled import BUNDLED, load_bundled
+from .idx import is_idx, read_idx
 
 BOOLEAN = ("False", "True")
 """Labels of a column of booleans."""
 
-FILES = (".csv", ".csv.gz", ".parquet", ".npz", ".npy")
+FILES = (".csv", ".csv.gz", ".parquet", ".npz", ".npy", "-idx3-ubyte")
 
 _NUMBERS = (int, float, np.integer, np.floating, Decimal)
 
@@ -138,6 +139,8 @@ def read(source: str | Path) -> Any:
             return np.load(path, mmap_mode="r")
         if name.endswith(".npz"):
             return _read_npz(path, member)
+        if is_idx(path):
+            return read_idx(path)
     except DataError:
         raise
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:

@@ -15,6 +15,7 @@ import numpy as np
 
 from .data import DataError
 from .errors import ConvergenceWarning, OptionError
+from .idx import is_idx
 from .tables import read
 
 
@@ -62,7 +63,7 @@ def read_parts(source: str, drop: Sequence[str], weights: str | None) -> tuple[A
     """The data of a file without the columns `drop` and `weights`; and the latter, (N,)."""
     data, left_out = read(source), [*drop, *([weights] if weights else [])]
     if not left_out:
-        return data, None
+        return source if is_idx(source) else data, None  # its rows are then read as they are needed
     if not hasattr(data, "columns"):
         raise DataError(f"--drop and --weights name columns of a table; {source} is an array, without names")
     data = data.rename(columns=str)
