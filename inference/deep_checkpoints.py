@@ -65,7 +65,7 @@ class DeepCheckpoints:
         for name, network in training.story.networks.items():
             arrays |= {f"buffer/{name}/{key}": value for key, value in network.named_buffers()}
         arrays |= {f"best/{name}": value for name, value in state.best.items()}
-        arrays |= {"bounds": torch.tensor(state.bounds, dtype=torch.float64), "order": batches.order}
+        arrays |= {"bounds": torch.tensor(state.bounds, dtype=torch.float64, device="cpu"), "order": batches.order}
         arrays |= {"random": torch.get_rng_state(), "random_batches": batches.generator.get_state()}
         if self.home.type == "cuda":
             arrays["random_device"] = torch.cuda.get_rng_state(self.home)

@@ -45,7 +45,7 @@ def deep_fit(
         pair,
         "svi",
         params,
-        torch.tensor([*state.bounds, level], dtype=torch.float64),
+        torch.tensor([*state.bounds, level], dtype=torch.float64, device="cpu"),
         state.converged,
         level,
         num_free(story, params),

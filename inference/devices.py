@@ -36,7 +36,7 @@ def place(values: Any, home: torch.device) -> Any:
     fits = num_bytes(values) <= SHARE * free_bytes(home)
     if isinstance(values, Rows):
         return filled(values, home) if fits and values.fixed else replace(values, device=home)
-    if fits or all(tensor.device == home for tensor in _tensors(values)):
+    if fits or all(tensor.device.type == home.type for tensor in _tensors(values)):
         return map_tensors(lambda tensor: tensor.to(home), values)
     if isinstance(values, Tensor):
         return replace(rows_of_tensor(values), device=home)

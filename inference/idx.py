@@ -17,6 +17,7 @@ from .arrays import DataError
 
 NAMES = re.compile(r"[.-]idx\d*(-[a-z]+)?(\.gz)?$", re.IGNORECASE)  # such as train-images-idx3-ubyte.gz
 TYPES = {0x08: "u1", 0x09: "i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
+PART = 1 << 20  # bytes unpacked at once
 ZIPPED = b"\x1f\x8b"
 
 
@@ -65,7 +66,9 @@ def idx_array(path: str | Path) -> tuple[np.ndarray, tuple[str, ...]]:
                 _check_length(file.stat().st_size - begin, expected, sizes, str(path))
                 found: np.ndarray = np.memmap(file, kind, "r", begin, sizes)
             else:
-                numbers = stream.read(expected + 1)
+                numbers = bytearray()  # in parts: sizes that are wrong would ask for more memory than there is
+                while len(numbers) <= expected and (part := stream.read(min(PART, expected + 1 - len(numbers)))):
+                    numbers += part
                 _check_length(len(numbers), expected, sizes, str(path))
                 found = np.frombuffer(numbers, kind).reshape(sizes)
     except (OSError, EOFError, zlib.error) as error:

@@ -49,12 +49,12 @@ def rows_of_tensor(table: Tensor, batch_size: int | None = None) -> Rows:
 
 def rows_of_array(data: np.ndarray) -> Rows:
     """A memory map, or another array whose numbers are made floats as they are taken."""
-    first = to_tensor(data[:1], "data")  # its dtype, or what is wrong with it
+    first = to_tensor(data[:1] if data.ndim else data, "data")  # its dtype, or what is wrong with it
     check_size(data.shape, "data")
 
     def read(index: slice | Tensor) -> Tensor:
         chosen = index if isinstance(index, slice) else index.numpy()
-        return to_tensor(np.asarray(data[chosen]), "data")
+        return to_tensor(np.ascontiguousarray(data[chosen]), "data")
 
     return Rows(read, data.shape, first.dtype, lambda: to_tensor(data, "data"), first.is_floating_point())
 
@@ -119,7 +119,8 @@ def _refused() -> Any:
 
 def _row(item: Any, place: int) -> Any:
     """The first part of an item."""
-    if isinstance(item, tuple | list) and len(item) and not isinstance(item[0], int | float):
+    beside = isinstance(item, tuple) and not isinstance(item[0] if item else 0, int | float)
+    if beside or (isinstance(item, list) and item and isinstance(item[0], Tensor | np.ndarray)):
         item = item[0]
     if not isinstance(item, Tensor | np.ndarray | np.generic | int | float | list | tuple):
         raise DataError(
