@@ -67,7 +67,8 @@ def cavi(
     pair : Pair
         Its model must be conditionally conjugate; ``initialize`` gives the starts where there is one.
     data : anything `data.adapt` takes
-        NaN cells are missing, and integrated out exactly.
+        NaN cells are missing, and integrated out exactly. Memory maps are taken as whole tables, sparse matrices too
+        where the model is none of counts; loaders are refused: give a tensor.
     max_iters : int
         Sweeps at most.
     tol : float

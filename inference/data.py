@@ -220,9 +220,9 @@ def adapt(
         return Dataset(values, Schema(**facts), names)
     if isinstance(data, str | Path):
         if rows and is_idx(data):
-            found, columns = idx_array(data)
+            array, columns = idx_array(data)
             if schema is None or schema.columns == columns:
-                return _adapt_rows(rows_of_array(found), schema, "frame", columns)
+                return _adapt_rows(rows_of_array(array), schema, "frame", columns)
         data = read(data)
     by = by if schema is None or schema.by is None else schema.by
     if by is not None and not is_structure(data) and getattr(data, "ndim", 2) != 3:

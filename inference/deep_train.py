@@ -17,7 +17,7 @@ from .batches import Batches
 from .deep_bound import Reweighted, draw, elbo, importance_bound, log_weights, terms, values_from
 from .deep_story import Story, to_dtype
 from .loop import Progress
-from .rows import first_rows, together
+from .rows import first_rows, with_draws
 
 ROUND = 50  # steps, at least, between two looks at where the bound stands
 FALL, LOWEST = 0.3, 0.02  # of the learning rate, when the bound has stopped rising
@@ -189,7 +189,7 @@ def row_bounds(
     values = values_from(story, leaves)
     index = torch.arange(num_rows(data), device="cpu") if index is None else index
     parts = []
-    for some in index.split(together(data, max(1, EVALUATED // (num * story.num_configurations)))):
+    for some in index.split(with_draws(data, EVALUATED, num * story.num_configurations)):
         drawn = draw(story, values, to_dtype(slice_rows(data, some), story.dtype), num, missing)
         if objective == "elbo":
             parts.append(elbo(terms(story, drawn), bool(story.guided)))

@@ -23,7 +23,7 @@ from .deep_story import Play, Story, installed, read_story, to_dtype
 from .derived import Moments
 from .networks import DIVIDER
 from .pareto import k_hat
-from .rows import as_one, together
+from .rows import as_one, with_draws
 from .structure import base_of, engine_state
 
 ROW_DRAWS = 100  # of the importance-weighted bound, and of moments that have no closed form
@@ -41,7 +41,7 @@ class Opened(NamedTuple):
 
     def pieces(self, num: int) -> Iterator[tuple[Tensor, Any]]:
         """The rows in turn, some at a time where each is there `num` times."""
-        each = together(self.data, max(1, HELD // (num * self.story.num_configurations)))
+        each = with_draws(self.data, HELD, num * self.story.num_configurations)
         for index in torch.arange(num_rows(self.data)).split(each):
             yield index, slice_rows(self.data, index)
 

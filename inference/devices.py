@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .arrays import map_tensors
+from .arrays import map_tensors, tensors_of
 from .errors import OptionError
 from .row_sources import rows_of_tensor
 from .rows import Rows, pieces
@@ -36,7 +36,7 @@ def place(values: Any, home: torch.device) -> Any:
     fits = num_bytes(values) <= SHARE * free_bytes(home)
     if isinstance(values, Rows):
         return filled(values, home) if fits and values.fixed else replace(values, device=home)
-    if fits or all(tensor.device.type == home.type for tensor in _tensors(values)):
+    if fits or all(tensor.device.type == home.type for tensor in tensors_of(values).values()):
         return map_tensors(lambda tensor: tensor.to(home), values)
     if isinstance(values, Tensor):
         return replace(rows_of_tensor(values), device=home)
@@ -60,7 +60,7 @@ def num_bytes(values: Any) -> int:
     """Memory that data need as tensors."""
     if isinstance(values, Rows):
         return math.prod(values.shape) * values.dtype.itemsize
-    return sum(tensor.nbytes for tensor in _tensors(values))
+    return sum(tensor.nbytes for tensor in tensors_of(values).values())
 
 
 def free_bytes(home: torch.device) -> float:
@@ -70,9 +70,3 @@ def free_bytes(home: torch.device) -> float:
     if home.type == "mps":
         return float(torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory())
     return math.inf
-
-
-def _tensors(values: Any) -> list[Tensor]:
-    found: list[Tensor] = []
-    map_tensors(lambda tensor: found.append(tensor) or tensor, values)  # type: ignore[func-returns-value]
-    return found

@@ -66,7 +66,8 @@ def em(
     pair : Pair
         Its model is all that EM needs; ``initialize`` gives the starts where there is one.
     data : anything `data.adapt` takes
-        NaN cells are missing, and integrated out exactly.
+        NaN cells are missing, and integrated out exactly. Memory maps and sparse matrices are taken as whole tables;
+        loaders are refused: give a tensor.
     max_iters : int
         M-steps at most.
     tol : float
@@ -93,7 +94,7 @@ def em(
     schedule : Schedule, optional
         Sizes of these steps.
     device : str, optional
-        Where to compute, such as "cuda". Default: where the data are.
+        Where to compute, such as "cuda" (in float64, which "mps" has not). Default: where the data are.
     progress : bool, optional
         Show a bar. Default: on a terminal.
 

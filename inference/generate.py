@@ -118,7 +118,7 @@ def known_cells(value: Any) -> Tensor | None:
     return None if known is None else known.cells
 
 
-def _as_given(out: Tensor, values: Tensor) -> Tensor:
+def _as_given(out: Tensor, values: Any) -> Tensor:
     whole = not values.is_floating_point() and bool((out == out.floor()).all())
     return out.to(values.dtype) if whole else out
 

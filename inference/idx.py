@@ -9,7 +9,7 @@ import re
 import struct
 import zlib
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import numpy as np
 
@@ -59,7 +59,7 @@ def idx_array(path: str | Path) -> tuple[np.ndarray, tuple[str, ...]]:
     try:
         with file.open("rb") as start:
             packed = start.read(2) == ZIPPED
-        with gzip.open(file) if packed else file.open("rb") as stream:
+        with _opened(file, packed) as stream:
             kind, sizes, begin = _header(stream, str(path))
             expected = math.prod(sizes) * np.dtype(kind).itemsize
             if not packed:
@@ -74,6 +74,10 @@ def idx_array(path: str | Path) -> tuple[np.ndarray, tuple[str, ...]]:
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"data: cannot read {str(path)!r}: {error}") from error
     return found.reshape(len(found), -1), _columns(sizes[1:])
+
+
+def _opened(file: Path, packed: bool) -> IO[bytes]:
+    return cast(IO[bytes], gzip.open(file)) if packed else file.open("rb")
 
 
 def _header(stream: IO[bytes], path: str) -> tuple[str, tuple[int, ...], int]:

@@ -131,7 +131,7 @@ def _row(item: Any, place: int) -> Any:
 
 
 def _stacked(items: list[Any], places: list[int]) -> Tensor:
-    rows = []
+    rows: list[Tensor] = []
     for item, place in zip(items, places, strict=True):
         row = _row(item, place)
         row = row if isinstance(row, Tensor) else torch.from_numpy(_array(row, place))

@@ -14,6 +14,7 @@ from .arrays import DataError, infinite_cell, is_missing, num_rows, slice_rows
 
 CPU = torch.device("cpu")
 CELLS = 2**22  # of rows that are read together, at most
+DRAWN = 2**25  # of rows with draws for each
 WHOLE = 2**24  # of a table that a verb may ask for as one tensor
 
 
@@ -133,6 +134,13 @@ def brought(rows: Tensor, device: torch.device) -> Tensor:
 def together(values: Any, most: int) -> int:
     """How many rows are looked at together: `most`, or fewer where they have to be read, and are wide."""
     return min(most, max(1, CELLS // math.prod(values.shape[1:]))) if isinstance(values, Rows) else most
+
+
+def with_draws(values: Any, most: int, times: int) -> int:
+    """How many rows are looked at together where each is there so many times: `most` in all, or fewer likewise."""
+    if isinstance(values, Rows):
+        most = min(most, DRAWN // math.prod(values.shape[1:]))
+    return max(1, most // times)
 
 
 def pieces(values: Any, most: int = CELLS) -> Iterator[Any]:

@@ -95,7 +95,11 @@ def svi(
     ----------
     pair : Pair
     data : anything `data.adapt` takes
-        NaN cells are missing, and integrated out exactly.
+        NaN cells are missing, and integrated out exactly. With networks memory maps (.npy and IDX files too), sparse
+        matrices and torch's `Dataset` and `DataLoader` are read a batch at a time, and never held as a whole: a few
+        times before the first step, to check and to measure them; starting values are found on rows spread evenly. A
+        loader's batch size is the default of `batch_size`, its rows are drawn anew for each pass, and read in this
+        process, without its workers. Without networks memory maps and sparse matrices are loaded whole.
     guide : str, Amortized or callable, optional
         "mean_field", "full_rank", "low_rank" (normal distributions over the unconstrained continuous latents),
         "delta" (MAP), "amortized", "amortized_full" (an encoder computes the factors of each row, `Amortized` says of
@@ -136,8 +140,9 @@ def svi(
         bound) or "dreg" (the same, by its doubly reparameterized gradient, Tucker et al. 2019); `Warmup` of the KL
         divergence; nats that each number of a latent has for nothing (`FreeBits`); the share of the rows held out, on
         whose bound the best weights are kept; and how many looks at the bound without a gain lower the learning rate.
-    device : str, optional
-        Default: where the data are.
+    device : str or torch.device, optional
+        "cpu", "cuda", "mps": where the steps are taken. Default: where the data are. With networks the data are moved
+        there once where they take less than half of its free memory, otherwise each batch as it is taken.
     progress : bool, optional
         Show a bar. Default: on a terminal.
 

@@ -141,8 +141,8 @@ def test_nothing_as_large_as_the_table_is_ever_made(tmp_path, monkeypatch):
     table = gaps_in(np.random.default_rng(0).normal(size=(60_000, 10)).astype(np.float32))
     source = mapped(tmp_path, table)
     cells = 20_000
-    monkeypatch.setattr(rows, "CELLS", cells)
-    monkeypatch.setattr(arrays, "CHUNK", cells)
+    for module, name in ((rows, "CELLS"), (rows, "DRAWN"), (arrays, "CHUNK")):
+        monkeypatch.setattr(module, name, cells)
     made = []
 
     class Watch(TorchDispatchMode):
