@@ -39,20 +39,19 @@ def take_in(
 ) -> tuple[Pair, Dataset, torch.device]:
     """The pair as functions of the data as adapted, the data in float64, and the device where both live.
 
-    With `sparse` a sparse matrix stays one; with `rows` what need not be in memory stays where it is (`data.adapt`).
+    With `sparse` a sparse matrix stays one; with `rows` data stay where they are, on disk or a device (`data.adapt`).
     """
-    dataset = in_memory(adapt(data, by=pair.by, graph=pair.graph, rows=rows), device, sparse, rows)
+    dataset = adapt(data, by=pair.by, graph=pair.graph, rows=rows)
+    dataset = in_double(dataset) if rows else in_memory(dataset, device, sparse)
     return on_table(pair, dataset.schema), dataset, device_of(dataset.values)
 
 
-def in_memory(dataset: Dataset, device: Any, sparse: bool = False, rows: bool = False) -> Dataset:
-    """Data as tensors of float64 on a device; `sparse` and `rows` as in `take_in`."""
-    dataset = in_double(dataset if rows else loaded(dataset))
+def in_memory(dataset: Dataset, device: Any, sparse: bool = False) -> Dataset:
+    """Data as tensors of float64 on a device; with `sparse` a sparse matrix stays one."""
+    dataset = in_double(loaded(dataset))
     if not sparse:
         dataset = replace(dataset, values=densified(dataset.values))
-    if device is None:
-        return dataset
-    home = check_device(device, torch.float64)
+    home = check_device(device_of(dataset.values) if device is None else device, torch.float64)
     return replace(dataset, values=map_tensors(lambda t: t.to(home), dataset.values))
 
 
