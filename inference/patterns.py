@@ -101,7 +101,7 @@ class PatternSums:
         count = self.loc.new_zeros(self.shape)
         for number, (sums, totals) in self.sums.items():
             seen, unseen = self.patterns.distinct[number]
-            if not len(seen):  # such a row says nothing
+            if not len(seen) and "excess" in self.args:  # such a row says nothing, and has no factor
                 continue
             weight = totals.reshape(self.shape)
             sums = sums.reshape(*self.shape, -1)
