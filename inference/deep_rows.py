@@ -13,39 +13,19 @@ from .arrays import num_rows, slice_rows
 from .checks import check_counts, check_seed
 from .data import DataError, Dataset, adapt
 from .deep_bound import Drawn, draw, terms
-from .deep_story import SAMPLE, Play
+from .deep_places import places
+from .deep_story import Play
 from .deep_verbs import ROW_DRAWS, Opened, laid_out, opened, plain_params, sample_posterior, shares, weights
 from .export import to_arviz as open_in_arviz
-from .generate import Draw, _as_given, empty_rows, known_cells
+from .generate import Draw, _as_given, empty_rows
 from .missing import complete, observed_part
-from .structure import base_of, is_bookkeeping
-from .symbols import plain, symbol
+from .mixed_rows import pieces
+from .structure import base_of
+from .symbols import plain
 
 GROUPS, SHORT = 40, 10  # scores that ArviZ gets: so many of so many draws each
 TOGETHER = 50_000  # new rows made at once
 RECONSTRUCTED = 50  # draws that a reconstruction is averaged over
-
-
-def places(it: Opened) -> dict[str, Tensor] | None:
-    """The columns of the table that each observed site holds, (cells,); None where one was computed."""
-    if not isinstance(it.data, Tensor):
-        return None
-    few = it.data[:SAMPLE]
-    latents = draw(it.story, it.values, few, 1, False).model
-    held = {n: m["value"][: len(few)] for n, m in latents.items() if not m["is_observed"] and not is_bookkeeping(m)}
-    play = Play(it.values, held if it.story.num_configurations == 1 else {})
-    with play:
-        it.story.pair.model(symbol(few, "data"))
-    width = few[0].numel()
-    found = {}
-    for name in it.story.observed:
-        cells = known_cells(play.nodes[name]["value"])
-        if cells is None:
-            return None
-        rows = len(few)
-        found[name] = plain(cells).movedim(it.story.data_dim - play.nodes[name]["fn"].event_dim, 0).reshape(rows, -1)[0]
-        found[name] = found[name] % width
-    return found
 
 
 def generate(fit: Any, num: int, given: dict[str, Any], seed: int) -> Any:
@@ -67,7 +47,7 @@ def generate(fit: Any, num: int, given: dict[str, Any], seed: int) -> Any:
         play = Play(it.values, {})
         with play, Draw(fixed):
             story.pair.model(it.data)
-        where = places(it)
+        where = places(it.story, it.values, it.data)
         if where is None:
             return {name: plain(play.nodes[name]["value"]) for name in story.observed}
         out = torch.as_tensor(rows).to(torch.float64).clone().reshape(num, -1)
@@ -113,7 +93,7 @@ def _fill(fit: Any, dataset: Dataset, everywhere: bool) -> Any:
     values = dataset.values
     out = values.to(torch.float64).clone().reshape(len(values), -1)
     with opened(fit, dataset, fit.seed) as it:
-        where = places(it)
+        where = places(it.story, it.values, it.data)
         if where is None:
             raise DataError("a site observes values computed from the data, so they cannot be put back in place")
         if not everywhere and not it.missing:
@@ -148,6 +128,19 @@ def _expected(it: Opened, drawn: Drawn, name: str, weight: Tensor, cells: Tensor
     """Expected cells (B, C) of one site."""
     msg = drawn.model[name]
     fn = getattr(msg["fn"], "fn", msg["fn"])  # behind the mask of missing cells
+    width = fn.event_shape.numel() if fn.event_shape else 1
+    found: dict[int, Tensor] = {}
+    for columns, part in pieces(fn, width):
+        own = None if cells is None or len(columns) == width else cells[:, columns]
+        values = _expected_part(it, drawn, part, weight, cells if own is None else own)
+        if len(columns) == width:
+            return values
+        found |= dict(zip(columns, values.double().unbind(1), strict=True))
+    return torch.stack([found[place] for place in range(width)], 1)
+
+
+def _expected_part(it: Opened, drawn: Drawn, fn: Any, weight: Tensor, cells: Tensor | None) -> Tensor:
+    """Expected cells (B, C) under one distribution."""
     base = base_of(fn)
     event = len(fn.event_shape)
     if isinstance(base, dist.Categorical):
@@ -194,7 +187,7 @@ def decode(fit: Any, rows: Any, given: dict[str, Tensor]) -> Any:
         play = Play(it.values, {name: _as_value(v, num_rows(rows), story.dtype) for name, v in given.items()})
         with play:
             story.pair.model(it.data)
-        where = places(it)
+        where = places(it.story, it.values, it.data)
         if where is None:
             raise DataError("a site observes values computed from the data, so they cannot be put back in place")
         out = torch.as_tensor(rows).to(torch.float64).clone().reshape(len(rows), -1)

@@ -79,9 +79,9 @@ def filled(x: Tensor) -> Tensor:
     return x.nan_to_num(nan=0.0)
 
 
-def with_mask(x: Tensor) -> Tensor:
-    """Missing cells at 0, and beside the cells (N, D) which of them were observed: (N, 2 D)."""
-    return torch.cat([filled(x), (~x.isnan()).to(x.dtype)], -1)
+def observed(x: Tensor) -> Tensor:
+    """1 for each cell that was observed, 0 for the missing ones, (N, D)."""
+    return (~x.isnan()).to(x.dtype)
 
 
 class Networks:
@@ -114,16 +114,21 @@ class Networks:
         return found
 
     def initialize(
-        self, rows: Callable[[Tensor], Tensor] = lambda table: table, **outputs: Callable[[Tensor], Tensor]
+        self,
+        rows: Callable[[Tensor], Tensor] = lambda table: table,
+        params: Callable[[Tensor], Mapping[str, Tensor]] = lambda table: {},
+        **outputs: Any,
     ) -> Callable[[Tensor, torch.Generator], Mapping[str, Tensor]]:
         """An `initialize` for `Pair`: weights as `start` draws them, with outputs that suit the data.
 
-        `rows` picks of a table the columns that the networks are built for.
+        `rows` picks of a table the columns that the networks are built for; `params` are starting values of others;
+        each of `outputs` is a function of the data, by the name of a network.
         """
 
         def initialize(table: Tensor, generator: torch.Generator) -> Mapping[str, Tensor]:
             x = rows(table)
-            return self.start(x.shape[1], generator, **{name: suit(x) for name, suit in outputs.items()})
+            weights = self.start(x.shape[1], generator, **{name: suit(x) for name, suit in outputs.items()})
+            return {**weights, **params(table)}
 
         return initialize
 
