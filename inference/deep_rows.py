@@ -12,7 +12,8 @@ from torch import Tensor
 from .arrays import num_rows, slice_rows
 from .checks import check_counts, check_seed
 from .data import DataError, Dataset, adapt
-from .deep_bound import Drawn, draw, terms
+from .deep_bound import Drawn, terms
+from .deep_given import no_conditions, with_conditions
 from .deep_places import places
 from .deep_story import Play
 from .deep_verbs import ROW_DRAWS, Opened, laid_out, opened, plain_params, sample_posterior, shares, weights
@@ -31,23 +32,20 @@ RECONSTRUCTED = 50  # draws that a reconstruction is averaged over
 def generate(fit: Any, num: int, given: dict[str, Any], seed: int) -> Any:
     """`num` new rows from the model."""
     check_counts(num=(num, 1))
-    rows = empty_rows(fit, num)
-    given = dict(given)
-    for name in [one for one in given if _column(one, fit.schema) is not None]:  # conditions
-        rows = rows.to(torch.float64).clone()
-        rows[:, _column(name, fit.schema)] = torch.as_tensor(given.pop(name)).to(rows)
+    rows, said, fixed = with_conditions(empty_rows(fit, num), given, fit.schema)
     with opened(fit, Dataset(rows, fit.schema), check_seed(seed)) as it:
         story = it.story
         if not story.latents and not story.discrete:
             raise DataError("generate: the model has no latents, so there is nothing to draw rows from")
+        where = places(story, it.values, it.data)
         known = {*story.latents, *story.discrete, *story.observed}
-        if unknown := sorted(set(given) - known):
+        fixed |= {name: given[name] for name in no_conditions(said, where, known, fit.schema)}
+        if unknown := sorted(set(fixed) - known):
             raise DataError(f"generate: given names {unknown}, which are no sites of the model: it has {sorted(known)}")
-        fixed = {name: _as_value(value, num, story.dtype) for name, value in given.items()}
+        fixed = {name: _as_value(value, num, story.dtype) for name, value in fixed.items()}
         play = Play(it.values, {})
         with play, Draw(fixed):
             story.pair.model(it.data)
-        where = places(it.story, it.values, it.data)
         if where is None:
             return {name: plain(play.nodes[name]["value"]) for name in story.observed}
         out = torch.as_tensor(rows).to(torch.float64).clone().reshape(num, -1)
@@ -56,13 +54,6 @@ def generate(fit: Any, num: int, given: dict[str, Any], seed: int) -> Any:
             value = msg["value"].movedim(story.data_dim - msg["fn"].event_dim, 0).reshape(num, -1)
             out[:, columns] = value.double()
     return _decoded(fit, out.reshape(rows.shape), rows, None)
-
-
-def _column(name: Any, schema: Any) -> int | None:
-    """The place of a column, by its name or number."""
-    if isinstance(name, int):
-        return name if 0 <= name < (schema.width or 0) else None
-    return schema.columns.index(name) if schema.columns and name in schema.columns else None
 
 
 def _as_value(value: Any, num: int, dtype: torch.dtype) -> Tensor:

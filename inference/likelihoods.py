@@ -32,7 +32,7 @@ class Likelihood(NamedTuple):
         Those numbers (B, num_outputs) and D -> a Pyro distribution of rows, batch (B,), event (D,). It may declare a
         `pyro.param`.
     start : callable, optional
-        Data (N, D) -> outputs (num_outputs,) that suit the mean row, where the decoder starts; zeros without it.
+        Data (N, D) -> outputs (num_outputs,) that suit the mean row, where the decoder starts, or one number for all.
     inputs, num_inputs : callable
         Rows (B, D) -> what an encoder is shown of them, (B, num_inputs): the cells themselves, missing ones at 0; and D
         -> their number.
@@ -42,7 +42,7 @@ class Likelihood(NamedTuple):
 
     num_outputs: Callable[[int], int]
     of: Callable[[Tensor, int], Any]
-    start: Callable[[Tensor], Tensor] | None = None
+    start: Callable[[Tensor], Tensor] = lambda x: torch.zeros(())
     inputs: Callable[[Tensor], Tensor] = filled
     num_inputs: Callable[[int], int] = lambda d: d
     params: Callable[[Tensor], Mapping[str, Tensor]] = lambda x: {}
@@ -73,8 +73,7 @@ def likelihood_of(
         No such likelihood, or covariance.
     """
     if isinstance(likelihood, Likelihood):
-        start = likelihood.start or (lambda x: torch.zeros(likelihood.num_outputs(x.shape[1])))
-        return likelihood._replace(start=start)
+        return likelihood
     known = [name for name in LIKELIHOODS if columns is not None or name != "mixed"]
     if likelihood not in known:
         raise OptionError(f"likelihood: met {likelihood!r}, expected one of {', '.join(known)}, or a Likelihood")

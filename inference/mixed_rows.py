@@ -32,7 +32,7 @@ class Part(NamedTuple):
 class MixedRows(TorchDistribution):
     """Rows (D,) whose parts are independent; every column is in one of them."""
 
-    arg_constraints: dict[str, Any] = {}  # noqa: RUF012  as torch declares it
+    arg_constraints: dict[str, Any] = {}
 
     def __init__(self, parts: tuple[Part, ...]) -> None:
         self.parts = parts

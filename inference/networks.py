@@ -110,25 +110,26 @@ class Networks:
         found = fresh({name: self._of(name, num_columns) for name in drawn}, generator)
         for name in set(drawn) & outputs.keys():
             last = [key for key in found if key.startswith(f"{name}{DIVIDER}") and key.endswith("bias")][-1]
-            found[last] = outputs[name].to(found[last])
+            wanted = outputs[name].to(found[last])
+            found[last] = wanted if wanted.dim() else torch.full_like(found[last], float(wanted))
         return found
 
     def initialize(
         self,
         rows: Callable[[Tensor], Tensor] = lambda table: table,
-        params: Callable[[Tensor], Mapping[str, Tensor]] = lambda table: {},
-        **outputs: Any,
+        params: Callable[[Tensor], Mapping[str, Tensor]] = lambda x: {},
+        **outputs: Callable[[Tensor], Tensor],
     ) -> Callable[[Tensor, torch.Generator], Mapping[str, Tensor]]:
         """An `initialize` for `Pair`: weights as `start` draws them, with outputs that suit the data.
 
-        `rows` picks of a table the columns that the networks are built for; `params` are starting values of others;
-        each of `outputs` is a function of the data, by the name of a network.
+        `rows` picks of a table the columns that the networks are built for; `params` gives starting values of params
+        that are no weights.
         """
 
         def initialize(table: Tensor, generator: torch.Generator) -> Mapping[str, Tensor]:
             x = rows(table)
             weights = self.start(x.shape[1], generator, **{name: suit(x) for name, suit in outputs.items()})
-            return {**weights, **params(table)}
+            return {**weights, **params(x)}
 
         return initialize
 

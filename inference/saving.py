@@ -39,8 +39,8 @@ def save(fit: Any, folder: str | Path) -> Path:
         modes.append({fact: getattr(mode, fact) for fact in facts})
     arrays["bounds"] = torch.tensor(fit.mode_map.bounds, dtype=torch.float64)
     origin = fit.pair.origin
-    if origin is not None and any(isinstance(v, torch.nn.Module) for v in origin.hyperparameters.values()):
-        origin = None  # a network of the user's own cannot be made again from a name: loading takes the pair
+    if origin is not None and not _is_plain(origin.hyperparameters):
+        origin = None  # a network or a likelihood of one's own cannot be made from a name: loading takes the pair
     record = {
         "kind": "fit",
         "inference": fit.inference,
@@ -61,6 +61,15 @@ def save(fit: Any, folder: str | Path) -> Path:
         else {"name": origin.name, "factory": origin.factory, "hyperparameters": origin.hyperparameters},
     }
     return write_run(folder, arrays, record)
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether JSON can hold it."""
+    if isinstance(value, dict):
+        return all(isinstance(key, str | int) and _is_plain(one) for key, one in value.items())
+    if isinstance(value, list | tuple):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, str | int | float)
 
 
 def restored(arrays: dict[str, torch.Tensor], record: dict[str, Any]) -> dict[str, Any]:

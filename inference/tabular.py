@@ -42,8 +42,8 @@ def tabular(factory: Callable[..., Pair]) -> Callable[..., Pair]:
 class Columns:
     """Columns of a table: `kinds`, how many labels each has (1 of numbers), and `names` for messages.
 
-    ``kinds=None`` is a table of which nothing is known: every column is numeric. Their `center` and `unit` are params that
-    are measured, not learned, and named with `prefix`.
+    ``kinds=None`` is a table of which nothing is known: every column is numeric. Their `center` and `unit` are params
+    that are measured, not learned, and named with `prefix`.
     """
 
     kinds: tuple[str, ...] | None = None
@@ -95,7 +95,7 @@ class Columns:
         return center.detach() + 0.0 * center, unit.detach() + 0.0 * unit
 
     def params(self, x: Tensor) -> dict[str, Tensor]:
-        """The mean of each column and its standard deviation; 0 and 1 of categorical ones, and binary ones keep their unit."""
+        """The mean and the standard deviation of each column; categorical ones have 0 and 1, binary ones the unit 1."""
         center, variance = center_and_variance(self._logged(x))
         labels = self.of_kind(CATEGORICAL, x.shape[1])
         center[labels], variance[[*labels, *self.of_kind(BINARY, x.shape[1])]] = 0.0, 1.0

@@ -8,10 +8,10 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from ...inference.errors import OptionError
 from ...inference.data import Schema
+from ...inference.errors import OptionError
 from ...inference.likelihoods import Likelihood, likelihood_of
-from ...inference.networks import Networks, check_sizes, filled, mlp, normal_of
+from ...inference.networks import Networks, check_sizes, mlp, normal_of
 from ...inference.pair import Pair
 from ...inference.tabular import Kinds, columns_of, tabular
 from ..registry import register
@@ -20,7 +20,7 @@ from ..registry import register
 @register(
     family="deep",
     summary="a variational autoencoder whose KL divergence weighs beta, for latents that each carry one thing",
-    data="a table (N, D) of 0 and 1, categories, numbers, counts or all of them, as the likelihood says; NaN is missing",
+    data="a table (N, D) of 0 and 1, categories, numbers, counts or all of these, by the likelihood; NaN is missing",
     inference=("svi",),
     references=(
         "Higgins et al. (2017), beta-VAE: Learning Basic Visual Concepts with a Constrained Variational Framework, "

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ...inference.data import Schema
 from ...inference.likelihoods import Likelihood, likelihood_of
-from ...inference.networks import Networks, check_sizes, filled, mlp, normal_of, positive
+from ...inference.networks import Networks, check_sizes, mlp, normal_of, positive
 from ...inference.pair import Pair
 from ...inference.tabular import Kinds, columns_of, tabular
 from ..registry import register
@@ -21,7 +21,7 @@ from ..registry import register
 @register(
     family="deep",
     summary="a variational autoencoder whose latents are a Gaussian mixture: clusters of rows of any shape",
-    data="a table (N, D) of 0 and 1, categories, numbers, counts or all of them, as the likelihood says; NaN is missing",
+    data="a table (N, D) of 0 and 1, categories, numbers, counts or all of these, by the likelihood; NaN is missing",
     inference=("svi",),
     references=(
         "Jiang, Zheng, Tan, Tang and Zhou (2017), Variational Deep Embedding, IJCAI",

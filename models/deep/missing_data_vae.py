@@ -18,7 +18,7 @@ from ..registry import register
 @register(
     family="deep",
     summary="a variational autoencoder of rows with missing cells, whose encoder sees which were observed",
-    data="a table (N, D) of 0 and 1, categories, numbers, counts or all of them, as the likelihood says; NaN is missing",
+    data="a table (N, D) of 0 and 1, categories, numbers, counts or all of these, by the likelihood; NaN is missing",
     inference=("svi",),
     references=(
         "Mattei and Frellsen (2019), MIWAE: Deep Generative Modelling and Imputation of Incomplete Data Sets, ICML",

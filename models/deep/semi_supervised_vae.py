@@ -7,10 +7,10 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from ...inference.errors import OptionError
 from ...inference.data import Schema
+from ...inference.errors import OptionError
 from ...inference.likelihoods import Likelihood, likelihood_of
-from ...inference.networks import Networks, check_sizes, filled, mlp, normal_of
+from ...inference.networks import Networks, check_sizes, mlp, normal_of
 from ...inference.pair import Pair
 from ...inference.tabular import Kinds, columns_of, tabular
 from ..registry import register
@@ -95,8 +95,4 @@ def semi_supervised_vae(
             y = pyro.sample("y", dist.Categorical(logits=classify(x)), infer={"enumerate": "parallel"})
             pyro.sample("z", normal_of(encode(torch.cat([x, torch.eye(C)[y]], -1)), K))
 
-    return Pair(
-        model,
-        guide,
-        networks.initialize(lambda table: table[:, 1:], lambda table: law.params(table[:, 1:]), decoder=law.start),
-    )
+    return Pair(model, guide, networks.initialize(lambda table: table[:, 1:], law.params, decoder=law.start))

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ...inference.data import Schema
 from ...inference.likelihoods import Likelihood, likelihood_of
-from ...inference.networks import Networks, check_option, check_sizes, filled, mlp, normal_of, num_stats
+from ...inference.networks import Networks, check_option, check_sizes, mlp, normal_of, num_stats
 from ...inference.pair import Pair
 from ...inference.tabular import Kinds, columns_of, tabular
 from ..registry import register
@@ -18,7 +18,7 @@ from ..registry import register
 @register(
     family="deep",
     summary="rows are computed by a network from a few normal numbers of each, which another network infers",
-    data="a table (N, D) of 0 and 1, categories, numbers, counts or all of them, as the likelihood says; NaN is missing",
+    data="a table (N, D) of 0 and 1, categories, numbers, counts or all of these, by the likelihood; NaN is missing",
     inference=("svi",),
     references=(
         "Kingma and Welling (2014), Auto-Encoding Variational Bayes, ICLR",
