@@ -13,7 +13,7 @@ from .errors import OptionError
 from .plots_style import DATA, PALETTE, SMALL, dress, picture
 
 WORDS = {"density": "minus log p(x)", "reconstruction": "reconstruction"}
-BINS = 40
+BINS = 30
 
 
 def curves(fit: Any, data: Any = None, labels: Any = None) -> Figure:
@@ -41,7 +41,7 @@ def curves(fit: Any, data: Any = None, labels: Any = None) -> Figure:
     )
     scores = np.asarray(found["density"])
     edges = np.histogram_bin_edges(np.clip(scores, None, np.quantile(scores, 0.995)), BINS)
-    for kind, shade, chosen in (("usual", DATA, ~strange), ("anomalous", PALETTE[1], strange)):
+    for kind, shade, chosen in (("usual", DATA, ~strange), ("anomalous", PALETTE[2], strange)):
         inside = np.clip(scores[chosen], None, edges[-1])  # the last bar holds all above
         right.hist(inside, edges, density=True, color=shade, alpha=0.75, label=f"{kind} rows")
     right.legend(frameon=False, fontsize=SMALL)
