@@ -48,7 +48,7 @@ class Columns:
 
     kinds: tuple[str, ...] | None = None
     sizes: tuple[int, ...] = ()
-    names: tuple[str, ...] = ()
+    names: tuple[str | int, ...] = ()
     prefix: str = ""
 
     def at(self, where: slice | Sequence[int], prefix: str = "") -> Columns:
@@ -139,7 +139,7 @@ def columns_of(schema: Schema | None, kinds: Kinds | None, num_categories: int) 
     if schema is None or schema.width is None:
         return Columns()
     found = list(column_kinds(schema, schema.width))
-    names = schema.columns or tuple(map(str, range(schema.width)))
+    names: tuple[Any, ...] = schema.columns or tuple(range(schema.width))
     labels = [len(schema.labels.get(name, ())) for name in names]
     for name, kind in said.items():
         one = int(name) if schema.columns is None and str(name).isdigit() else name
