@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from .data import DataError, Schema
 
 
 def with_conditions(
-    rows: Any, given: Mapping[str | int, Any], schema: Schema
+    rows: Any, given: Mapping[Any, Any], schema: Schema
 ) -> tuple[Any, dict[str | int, int], dict[str, Any]]:
     """Rows that hold the values given for columns (by name, or by number), where those columns stand, and what is given
     of anything else.
@@ -41,7 +41,7 @@ def no_conditions(
     made = {place for cells in (where or {}).values() for place in cells.tolist()}
     wrong = [name for name, place in said.items() if place in made and name not in sites]
     if wrong:
-        names = schema.columns or tuple(range(schema.width or 0))
+        names: Sequence[str | int] = schema.columns or range(schema.width or 0)
         free = listed(names[place] for place in range(len(names)) if place not in made)
         words = f"its conditions are {free}" if free else "it has no conditions (see conditional_vae)"
         raise DataError(f"generate: given names column {wrong[0]!r}, which the model makes itself: {words}")

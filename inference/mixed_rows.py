@@ -44,7 +44,8 @@ class MixedRows(TorchDistribution):
         return Cells(self.parts)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        return sum(part.fn.log_prob(value[..., part.place]) for part in self.parts)  # type: ignore[return-value]
+        found: Tensor = sum(part.fn.log_prob(value[..., part.place]) for part in self.parts)
+        return found
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
         drawn = [part.fn.sample(sample_shape) for part in self.parts]
@@ -74,8 +75,8 @@ class Cells(constraints.Constraint):
 
 @marginal_log_prob.register(MixedRows)
 def _(fn: Any, value: Tensor, observed: Tensor) -> Tensor:
-    parts = [marginal_log_prob(p.fn, value[..., p.place], observed[..., p.place]) for p in fn.parts]
-    return sum(parts)  # type: ignore[return-value]
+    found: Any = sum(marginal_log_prob(p.fn, value[..., p.place], observed[..., p.place]) for p in fn.parts)
+    return found
 
 
 def pieces(fn: Any, width: int) -> Iterator[tuple[list[int], Any]]:

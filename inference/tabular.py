@@ -56,8 +56,8 @@ class Columns:
         if self.kinds is None:
             return Columns(prefix=prefix)
         chosen = range(len(self.kinds))[where] if isinstance(where, slice) else where
-        parts = (self.kinds, self.sizes, self.names)
-        return Columns(*(tuple(part[n] for n in chosen) for part in parts), prefix)  # type: ignore[arg-type]
+        kinds, sizes, names = (tuple(part[n] for n in chosen) for part in (self.kinds, self.sizes, self.names))
+        return Columns(kinds, sizes, names, prefix)  # type: ignore[arg-type]
 
     def of_kind(self, kind: str, num_columns: int) -> list[int]:
         """Positions of the columns of one kind."""

@@ -26,7 +26,10 @@ from ..registry import register
         "Sohn, Lee and Yan (2015), Learning Structured Output Representation using Deep Conditional Generative "
         "Models, NeurIPS",
     ),
-    checks=("rows made under given conditions follow the conditions",),
+    checks=(
+        "rows made under given conditions follow the conditions",
+        "digits made under a label and a weight: read as that label, with that much ink",
+    ),
     example="iris",
     size="latent_dim",
     examples=({"hidden": (16,)},),

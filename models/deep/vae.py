@@ -25,7 +25,10 @@ from ..registry import register
         "Rezende, Mohamed and Wierstra (2014), Stochastic Backpropagation, ICML",
         "Murphy (2023), Probabilistic Machine Learning: Advanced Topics, section 21.2",
     ),
-    checks=("the bound of a hand-written PyTorch loop with the same networks, optimizer, batches and seed",),
+    checks=(
+        "the bound of a hand-written PyTorch loop with the same networks, optimizer, batches and seed",
+        "mixed tables: densities of rows as sums of scipy's",
+    ),
     example="binary_digits",
     size="latent_dim",
     examples=({"hidden": (32,)},),
