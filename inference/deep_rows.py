@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .arrays import num_rows, slice_rows
 from .checks import check_counts, check_seed
-from .data import DataError, Dataset, adapt
+from .data import DataError, Dataset, Schema, adapt
 from .deep_bound import Drawn, terms
 from .deep_given import no_conditions, with_conditions
 from .deep_places import places
@@ -96,12 +96,16 @@ def _fill(fit: Any, dataset: Dataset, everywhere: bool) -> Any:
                 found = _expected(it, drawn, name, weight, None if everywhere else out[index][:, columns]).double()
                 old = out[index.unsqueeze(1), columns]
                 out[index.unsqueeze(1), columns] = found if everywhere else torch.where(old.isnan(), found, old)
-    out = out.reshape(values.shape)
-    if dataset.schema.container == "frame":
-        for number, column in enumerate(dataset.schema.columns or ()):
-            if column in dataset.schema.labels:
-                out.reshape(len(out), -1)[:, number].round_()
+    out = _rounded(out.reshape(values.shape), dataset.schema)
     return _decoded(fit, out, values, dataset.names)
+
+
+def _rounded(out: Tensor, schema: Schema) -> Tensor:
+    """Expected rows in which a label is a label: of two, too, the more probable."""
+    for number, column in enumerate(schema.columns or () if schema.container == "frame" else ()):
+        if column in schema.labels:
+            out.reshape(len(out), -1)[:, number].round_()
+    return out
 
 
 def _weights(it: Opened, drawn: Drawn, everywhere: bool) -> Tensor:
@@ -185,7 +189,7 @@ def decode(fit: Any, rows: Any, given: dict[str, Tensor]) -> Any:
         drawn = Drawn({}, play.nodes, (1, 1, len(out)))
         for name, columns in where.items():
             out[:, columns] = _expected(it, drawn, name, torch.ones(1, 1, len(out)), None).double()
-    return fit.schema.decode(out.reshape(rows.shape), None)
+    return fit.schema.decode(_rounded(out.reshape(rows.shape), fit.schema), None)
 
 
 def to_arviz(fit: Any, dataset: Dataset, num: int, seed: int) -> Any:

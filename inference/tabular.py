@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyro
@@ -50,6 +50,7 @@ class Columns:
     sizes: tuple[int, ...] = ()
     names: tuple[str | int, ...] = ()
     prefix: str = ""
+    guessed: set[str | int] = field(default_factory=set, compare=False)  # counts that nobody said, not looked at yet
 
     def at(self, where: slice | Sequence[int], prefix: str = "") -> Columns:
         """Some of them."""
@@ -57,7 +58,7 @@ class Columns:
             return Columns(prefix=prefix)
         chosen = range(len(self.kinds))[where] if isinstance(where, slice) else where
         kinds, sizes, names = (tuple(part[n] for n in chosen) for part in (self.kinds, self.sizes, self.names))
-        return Columns(kinds, sizes, names, prefix)  # type: ignore[arg-type]
+        return Columns(kinds, sizes, names, prefix, self.guessed)  # type: ignore[arg-type]
 
     def of_kind(self, kind: str, num_columns: int) -> list[int]:
         """Positions of the columns of one kind."""
@@ -99,14 +100,19 @@ class Columns:
         center, variance = center_and_variance(self._logged(x))
         labels = self.of_kind(CATEGORICAL, x.shape[1])
         center[labels], variance[[*labels, *self.of_kind(BINARY, x.shape[1])]] = 0.0, 1.0
+        self._doubt(x)
+        return {f"{self.prefix}center": center, f"{self.prefix}unit": torch.where(variance > 0, variance, 1.0).sqrt()}
+
+    def _doubt(self, x: Tensor) -> None:
+        """Say once of a column of 0 and 1 alone that it was taken as counts: mostly it is a yes and a no."""
         for place in self.of_kind(COUNT, x.shape[1]):
-            if bool((x[:, place].nan_to_num(nan=0.0) <= 1).all()):
-                name = self.names[place]
+            name = self.names[place]
+            if name in self.guessed and bool((x[:, place].nan_to_num(nan=0.0) <= 1).all()):
                 warn(
                     f"column {name!r} holds 0 and 1 alone and is taken as counts: say kinds={{{name!r}: 'binary'}}, "
                     f"or 'count'"
                 )
-        return {f"{self.prefix}center": center, f"{self.prefix}unit": torch.where(variance > 0, variance, 1.0).sqrt()}
+            self.guessed.discard(name)
 
     def _logged(self, x: Tensor) -> Tensor:
         counts = self.of_kind(COUNT, x.shape[1])
@@ -150,7 +156,8 @@ def columns_of(schema: Schema | None, kinds: Kinds | None, num_categories: int) 
             )
         found[place] = kind
     sizes = (size or num_categories if kind == CATEGORICAL else 1 for size, kind in zip(labels, found, strict=True))
-    return Columns(tuple(found), tuple(sizes), names)
+    guessed = {name for name, kind in zip(names, found, strict=True) if kind == COUNT} - set(said)
+    return Columns(tuple(found), tuple(sizes), names, guessed=guessed)
 
 
 def _said(kinds: Kinds | None) -> dict[Any, str]:

@@ -2,6 +2,7 @@
 
 import functools
 import shlex
+import warnings
 
 import numpy as np
 import pandas as pd
@@ -179,6 +180,7 @@ def test_a_table_comes_back_as_the_persons_own():
         assert new[name].mean() == pytest.approx(float(TABLE[name].mean()), abs=0.2 * float(TABLE[name].std())), name
     assert np.corrcoef(new.age, new.years)[0, 1] > 0.7  # 0.89 in the data
     assert list(fitted().embeddings(gaps).index) == list(TABLE.index)
+    assert fitted().interpolate(0, 5, 4, gaps)["affair"].dtype == bool
 
 
 def test_kinds_are_said_by_name_number_or_word():
@@ -193,9 +195,14 @@ def test_kinds_are_said_by_name_number_or_word():
 
 def test_a_count_that_is_0_or_1_alone_is_pointed_out():
     table = IRIS.assign(flag=(IRIS.iloc[:, 0] > 5).astype(int))
-    with pytest.warns(ConvergenceWarning, match=r"column 'flag' holds 0 and 1 alone.*kinds=\{'flag': 'binary'\}"):
-        zoo.fit("vae", table, likelihood="mixed", **SHORT)
-    zoo.fit("vae", table, likelihood="mixed", kinds={"flag": "binary"}, **SHORT)
+    words = r"column 'flag' holds 0 and 1 alone.*kinds=\{'flag': 'binary'\}"
+    with pytest.warns(ConvergenceWarning, match=words) as met:
+        zoo.fit("vae", table, likelihood="mixed", restarts=3, **SHORT)
+    assert len(met) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", ConvergenceWarning)
+        for kind in ("binary", "count"):
+            zoo.fit("vae", table, likelihood="mixed", kinds={"flag": kind}, **SHORT)
 
 
 @pytest.mark.parametrize(

@@ -74,7 +74,9 @@ def vae(
 
     "mixed" gives each column a distribution of its kind, as the column's type says: two labels or booleans are binary,
     other labels categorical, whole numbers counts (negative binomial), any others numeric (normal, standardised
-    inside). ``kinds={"age": "numeric"}`` says otherwise. Categories enter the encoder one-hot.
+    inside). ``kinds={"age": "numeric"}`` says otherwise (pandas holds whole numbers with gaps as fractions: say
+    "count", or give them as Int64). Codes without labels have ``num_categories`` values. Categories enter the encoder
+    one-hot, and scores are densities of the table's own units.
     """
     K, full = latent_dim, posterior == "full"
     check_sizes(latent_dim=K)
