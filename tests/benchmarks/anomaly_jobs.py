@@ -72,14 +72,16 @@ def told(values: Iterable[float]) -> str:
 
 
 def anomalies(seeds: int) -> None:
-    runs = {digit: [auc_of(digit, seed) for seed in range(seeds)] for digit in range(10)}
-    names = list(runs[0][0])
-    print(f"AUC of finding a digit that was never seen, {seeds} seeds; of the last line over digits, of their means\n")
-    print(f"| never seen | {' | '.join(names)} |\n|{'---|' * (len(names) + 1)}")
-    for digit, found in runs.items():
-        print(f"| {digit} | {' | '.join(told(one[name] for one in found) for name in names)} |")
-    means = {name: [np.mean([one[name] for one in found]) for found in runs.values()] for name in names}
-    print(f"| all | {' | '.join(told(means[name]) for name in names)} |\n", flush=True)
+    print(f"AUC of finding a digit that was never seen, {seeds} seeds; in the last line the spread is over digits\n")
+    means: dict[str, list[float]] = {}
+    for digit in range(10):
+        runs = [auc_of(digit, seed) for seed in range(seeds)]
+        if not means:
+            print(f"| never seen | {' | '.join(runs[0])} |\n|{'---|' * (len(runs[0]) + 1)}")
+        print(f"| {digit} | {' | '.join(told(one[name] for one in runs) for name in runs[0])} |", flush=True)
+        for name in runs[0]:
+            means.setdefault(name, []).append(float(np.mean([one[name] for one in runs])))
+    print(f"| all | {' | '.join(map(told, means.values()))} |\n", flush=True)
 
 
 def codes(seeds: int) -> None:
