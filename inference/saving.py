@@ -42,7 +42,7 @@ def save(fit: Any, folder: str | Path) -> Path:
         modes.append({fact: getattr(mode, fact) for fact in facts})
     arrays["bounds"] = torch.tensor(fit.mode_map.bounds, dtype=torch.float64)
     origin = fit.pair.origin
-    if origin is not None and not _is_plain(origin.hyperparameters):
+    if origin is not None and any(_is_code(value) for value in origin.hyperparameters.values()):
         origin = None  # a network or a likelihood of one's own cannot be made from a name: loading takes the pair
     record = {
         "kind": "fit",
@@ -66,13 +66,9 @@ def save(fit: Any, folder: str | Path) -> Path:
     return write_run(folder, arrays, record)
 
 
-def _is_plain(value: Any) -> bool:
-    """Whether JSON can hold it."""
-    if isinstance(value, dict):
-        return all(isinstance(key, str | int) and _is_plain(one) for key, one in value.items())
-    if isinstance(value, list | tuple):
-        return all(map(_is_plain, value))
-    return value is None or isinstance(value, str | int | float)
+def _is_code(value: Any) -> bool:
+    """Whether a hyper-parameter is something that runs: a network, or a tuple of functions, as a likelihood is."""
+    return callable(value) or (isinstance(value, tuple) and any(map(callable, value)))
 
 
 def restored(arrays: dict[str, torch.Tensor], record: dict[str, Any]) -> dict[str, Any]:
