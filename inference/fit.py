@@ -195,7 +195,8 @@ class Fit:
 
     def generate(self, num: int = 1, given: Mapping[str, Any] | None = None, seed: int = 0) -> Any:
         """`num` new rows, in the form the data came in (of a graph, a new one of `num` nodes). `given` fixes latents or
-        observed sites by name.
+        observed sites by name, and the columns that are conditions of a `conditional_vae`, with one value or one for
+        each row; labels as they are: ``given={"species": "setosa"}``.
         """
         return making_of(self.guide).generate(self, num, dict(given or {}), seed)
 

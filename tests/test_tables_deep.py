@@ -399,7 +399,7 @@ def test_kinds_and_likelihoods_that_make_no_sense(options, words):
 
 def test_conditions_that_make_no_sense():
     table = IRIS.assign(species=pd.Categorical(np.repeat(["setosa", "versicolor", "virginica"], 50)))
-    fit = zoo.fit("conditional_vae", table, conditions=("species",), hidden=(4,), **SHORT)
+    fit = zoo.fit("conditional_vae", table, conditions="species", hidden=(4,), **SHORT)
     assert fit.generate(3, given={"species": "virginica"})["species"].tolist() == ["virginica"] * 3
     for given, words in (
         ({"species": "rose"}, r"given 'species' is 'rose', expected one of its labels 'setosa', 'versicolor', 'virg"),

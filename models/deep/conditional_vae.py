@@ -37,7 +37,7 @@ from ..registry import register
 @tabular
 def conditional_vae(
     latent_dim: int = 2,
-    conditions: int | Sequence[str | int] = 1,
+    conditions: int | str | Sequence[str | int] = 1,
     likelihood: str | Likelihood = "gaussian",
     hidden: tuple[int, ...] = (128,),
     covariance: str = "learned",
@@ -69,6 +69,7 @@ def conditional_vae(
     conditions of the data's rows in turn, or those that are given by the names (or numbers) of their columns, labels
     by name: ``fit.generate(5, given={"species": "setosa", "sepal length (cm)": 6.0})``.
     """
+    conditions = (conditions,) if isinstance(conditions, str) else conditions
     K, C = latent_dim, conditions if isinstance(conditions, int) else len(conditions)
     check_sizes(latent_dim=K, conditions=C)
     columns = columns_of(schema, kinds, num_categories)
