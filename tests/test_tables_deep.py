@@ -207,13 +207,17 @@ def test_a_count_that_is_0_or_1_alone_is_pointed_out():
 
 @pytest.mark.parametrize(
     ("name", "options"),
-    [("gaussian_mixture_vae", {"num_components": 3}), ("conditional_vae", {"conditions": ("age", "occupation")})],
+    [
+        ("gaussian_mixture_vae", {"num_components": 3}),
+        ("conditional_vae", {"conditions": ("age", "occupation")}),
+        ("semi_supervised_vae", {"num_classes": 6}),
+    ],
 )
 def test_other_models_take_mixed_tables_too(name, options, tmp_path):
-    table = TABLE.dropna()
+    table = TABLE[["occupation", "children", "age", "affair"]].dropna()
     fit = zoo.fit(name, table, likelihood="mixed", hidden=(8,), num_steps=60, tol=0, learning_rate=0.01, **options)
     assert fit.history[-1] > fit.history[0]
-    assert fit.generate(5).dtypes.astype(str).tolist()[2:] == ["category", "float64", "bool", "float64"]
+    assert fit.generate(5).dtypes.astype(str).tolist() == ["category", "int64", "float64", "bool"]
     fit.save(tmp_path / "run")
     assert torch.equal(zoo.load(tmp_path / "run").score(table), fit.score(table))
 
@@ -301,6 +305,13 @@ def test_anomalies_of_a_mixture_are_its_negative_scores():
     assert len(fit.plot("roc", IRIS, labels).axes[0].get_legend().get_texts()) == 2
     with pytest.raises(OptionError, match="'reconstruction' is for fits with networks"):
         fit.anomaly(IRIS, by="reconstruction")
+
+
+def test_anomalies_of_groups_are_called_by_their_names():
+    fit = zoo.fit("dawid_skene", "anesthesia")
+    found = fit.anomaly()
+    assert found.index.tolist() == list(range(45))  # patients, of 315 grades
+    np.testing.assert_array_equal(found, -fit.score().numpy())
 
 
 def test_reconstruction_is_the_expected_likelihood_alone():
