@@ -310,7 +310,7 @@ def test_anomalies_of_a_mixture_are_its_negative_scores():
 def test_anomalies_of_groups_are_called_by_their_names():
     fit = zoo.fit("dawid_skene", "anesthesia")
     found = fit.anomaly()
-    assert found.index.tolist() == list(range(45))  # patients, of 315 grades
+    assert found.index.tolist() == list(range(1, 46))  # patients, of 315 grades
     np.testing.assert_array_equal(found, -fit.score().numpy())
 
 
