@@ -13,12 +13,13 @@ from typing import Any
 import torch
 
 from latentzoo import __version__, zoo
+from latentzoo.inference.anomalies import BY, roc
 from latentzoo.inference.data import DataError
 from latentzoo.inference.errors import ConvergenceWarning, FitError, ModelError, OptionError
 from latentzoo.inference.pair import Pair
-from latentzoo.inference.report import text_table, write_csv, write_report
+from latentzoo.inference.report import latent_columns, text_table, write_csv, write_report
 from latentzoo.inference.runs import RunError
-from latentzoo.inference.terminal import Parser, check_folder, examples, plain_warnings, read_parts, say
+from latentzoo.inference.terminal import Parser, check_folder, examples, plain_warnings, read_given, read_parts, say
 from latentzoo.models.options import add_flags, flag, given, value, values
 from latentzoo.models.registry import RegistryError
 
@@ -124,8 +125,34 @@ def run_score(args: argparse.Namespace) -> None:
         print(f"{len(scores)} rows, log p(x) {total:.4f} in all, {mean:.4f} a row; written to {args.out}")
 
 
+def run_anomaly(args: argparse.Namespace) -> None:
+    fit = zoo.load(args.folder)
+    if args.roc and not args.labels:
+        raise OptionError("--roc: a curve needs --labels, the column that says which rows are anomalous")
+    data, labels = read_parts(args.data, [], args.labels) if args.labels else (args.data, None)
+    found = fit.anomaly(data, by=args.by)
+    write_csv({"row": found.index, "anomaly": found.to_numpy()}, args.out)
+    if labels is not None:
+        say(f"AUC {roc(found, labels).auc:.4f}: the chance that a row of --labels 1 scores above one of 0")
+    if args.roc:
+        fit.plot("roc", data, labels).savefig(args.roc, dpi=150)
+
+
+def run_latents(args: argparse.Namespace) -> None:
+    columns = latent_columns(zoo.load(args.folder).latents(args.data))
+    write_csv({"row": range(len(next(iter(columns.values()), []))), **columns}, args.out)
+
+
+def run_impute(args: argparse.Namespace) -> None:
+    write_csv(zoo.load(args.folder).impute(args.data), args.out)
+
+
+def run_reconstruct(args: argparse.Namespace) -> None:
+    write_csv(zoo.load(args.folder).reconstruct(args.data), args.out)
+
+
 def run_generate(args: argparse.Namespace) -> None:
-    write_csv(zoo.load(args.folder).generate(args.num, seed=args.seed), args.out)
+    write_csv(zoo.load(args.folder).generate(args.num, given=read_given(args.given), seed=args.seed), args.out)
     if args.out:
         print(f"{args.num} rows written to {args.out}")
 
@@ -225,6 +252,15 @@ def parsed(argv: Sequence[str] | None) -> argparse.Namespace:
         "runs/iris iris",
         "runs/iris iris --out scores.csv",
     )
+    anomaly = command(
+        run_anomaly,
+        "how unusual every row is, as CSV",
+        "runs/iris iris",
+        "runs/iris iris --out strange.csv",
+    )
+    latents = command(run_latents, "what is known of the latents of every row, as CSV", "runs/iris iris")
+    impute = command(run_impute, "the data with missing cells filled in, as CSV", "runs/iris iris --out whole.csv")
+    reconstruct = command(run_reconstruct, "what is expected of every row, as CSV", "runs/iris iris --out expected.csv")
     generate = command(
         run_generate,
         "draw new rows from a saved fit, as CSV",
@@ -236,15 +272,25 @@ def parsed(argv: Sequence[str] | None) -> argparse.Namespace:
 
     for sub in (show, fit, compare):
         sub.add_argument("name", metavar="NAME", help="a model; latentzoo list names them")
-    for sub in (score, generate, summary):
+    on_data = (score, anomaly, latents, impute, reconstruct)
+    for sub in (*on_data, generate, summary):
         sub.add_argument("folder", metavar="RUN", help="the folder that latentzoo fit --out wrote")
-    for sub in (fit, compare, score):
+    for sub in (fit, compare, *on_data):
         sub.add_argument(
             "data", metavar="DATA", help="a CSV, Parquet, NPY, NPZ or IDX file, or bundled data, such as iris"
         )
     generate.add_argument("--seed", default=0, **OPTIONS["seed"])
-    for sub in (score, generate):
+    for sub in (*on_data, generate):
         sub.add_argument("--out", metavar="FILE.csv", help="write here instead of to the terminal")
+    anomaly.add_argument(
+        "--by", default="density", choices=BY, help="minus log p(x), or of networks what z leaves open"
+    )
+    anomaly.add_argument(
+        "--labels", metavar="COLUMN", help="the column that says 1 of rows known to be anomalous, or 0"
+    )
+    anomaly.add_argument("--roc", metavar="FILE.png", help="with --labels: draw the ROC curve here")
+    what = "values of columns that are conditions, or of latents, such as species=setosa"
+    generate.add_argument("--given", metavar="NAME=VALUE", nargs="+", action="extend", default=[], help=what)
     generate.add_argument("--num", type=int, default=1, help="how many rows (default: 1)")
     compare.add_argument("--by", default="bic", choices=("aic", "bic", "icl"), help="rank by it (default: bic)")
     fit.add_argument("--out", metavar="DIR", help="folder for the fit, its figures and the latents of every row")

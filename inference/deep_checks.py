@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,7 +12,9 @@ from .arrays import DataError, num_rows, slice_rows, tensors_of
 from .checks import expected_words, fits_support
 from .data import Schema
 from .deep_bound import draw, values_from
+from .deep_places import places
 from .deep_story import Story, free_value
+from .mixed_rows import parts_of
 from .rows import pieces, together
 from .structure import base_of
 
@@ -32,8 +34,13 @@ def check_sites(story: Story, data: Any, schema: Schema, spread: bool = True) ->
             for name, msg in draw(story, values, some, 1, False).model.items():
                 if name not in story.observed:
                     continue
-                fn, value = base_of(msg["fn"]), msg["value"]
-                _check_support(name, fn, value, start, schema)
+                value = msg["value"]
+                called = Columns(story, values, data, schema, name)
+                for own, fn in parts_of(msg["fn"], value.shape[-1] if value.dim() > 1 else 1):
+                    cells = value if fn is msg["fn"] else value[..., own]
+                    _check_support(called, own, base_of(fn), cells, start)
+                    if start == 0:
+                        _check_text(called, own, base_of(fn))
                 if story.num_configurations == 1 and value.dim() == 2:
                     first.setdefault(name, value[0])
                     away = ((value != first[name]) & ~value.isnan()).any(0)
@@ -44,7 +51,28 @@ def check_sites(story: Story, data: Any, schema: Schema, spread: bool = True) ->
         )
 
 
-def _check_support(name: str, fn: Any, value: Tensor, start: int, schema: Schema) -> None:
+class Columns(NamedTuple):
+    """The columns that an observed site holds, looked up when a message names them."""
+
+    story: Story
+    values: dict[str, Tensor]
+    data: Any
+    schema: Schema
+    site: str
+
+    def places(self) -> list[int]:
+        """Where they stand in the table; () where the site holds computed values."""
+        found = places(self.story, self.values, self.data)
+        return [] if found is None else found[self.site].tolist()
+
+    def column(self, number: int) -> str:
+        """One of them, by its name, where it has one."""
+        places, names = self.places(), self.schema.columns
+        number = places[number] if number < len(places) else number
+        return f"column {names[number]!r}" if names and number < len(names) else f"column {number}"
+
+
+def _check_support(called: Columns, own: list[int], fn: Any, value: Tensor, start: int) -> None:
     support = fn.support
     seen = ~value.isnan() if value.is_floating_point() else torch.ones_like(value, dtype=torch.bool)
     whole = torch.where(seen, value, torch.zeros_like(value))
@@ -58,16 +86,28 @@ def _check_support(name: str, fn: Any, value: Tensor, start: int, schema: Schema
     place = (~fits).nonzero()[0].tolist()
     met = value[tuple(place)]
     shown = f"{met.item():g}" if met.numel() == 1 else str(met.tolist()[:6])
-    where = f"row {place[0] + start}" + (f", {column(place[1], schema)}," if len(place) > 1 else "")
+    number = own[place[1]] if len(place) > 1 else 0 if value.dim() == 1 else None
+    where = f"row {place[0] + start}" + (f", {called.column(number)}," if number is not None else "")
     raise DataError(
-        f"site '{name}': {where} holds {shown}, which {type(fn).__name__} cannot take: expected {expected_words(fn)}"
+        f"site '{called.site}': {where} holds {shown}, which {type(fn).__name__} cannot take: expected "
+        f"{expected_words(fn)}"
     )
 
 
-def column(number: int, schema: Schema) -> str:
-    """A column by its name, where it has one."""
-    names = schema.columns
-    return f"column {names[number]!r}" if names and number < len(names) else f"column {number}"
+def _check_text(called: Columns, own: list[int], fn: Any) -> None:
+    """Codes of labels are names, not numbers."""
+    schema = called.schema
+    if not schema.labels or type(fn).__name__ in ("Categorical", "OneHotCategorical", "Bernoulli"):
+        return
+    found = called.places()
+    for number in own if found else ():
+        name = (schema.columns or ())[found[number]]
+        if name in schema.labels:
+            raise DataError(
+                f"column {name!r} holds labels ({', '.join(map(repr, schema.labels[name][:3]))}, ...), and site "
+                f"'{called.site}' is numeric ({type(fn).__name__}): take a likelihood of categories, such as "
+                f'likelihood="mixed", or drop the column'
+            )
 
 
 def _check_spread(
@@ -77,19 +117,20 @@ def _check_spread(
         return
     nodes = draw(story, values, slice_rows(data, slice(2)), 1, False).model
     for name, moving in varies.items():
-        fn = base_of(nodes[name]["fn"])
-        spread = getattr(fn, "scale", None) if isinstance(fn, Normal) else None
-        if isinstance(fn, MultivariateNormal | LowRankMultivariateNormal):
-            spread = fn.variance
-        if spread is None or not spread.requires_grad or bool(moving.all()):
-            continue
-        if spread.stride(-1) == 0:  # one number for all columns
-            continue
-        number = int((~moving).nonzero()[0])
-        raise DataError(
-            f"{column(number, schema)} of site '{name}' is constant, so its learned variance would be 0: drop the "
-            f"column, or fix the scale in the model"
-        )
+        for own, part in parts_of(nodes[name]["fn"], len(moving)):
+            fn = base_of(part)
+            spread = getattr(fn, "scale", None) if isinstance(fn, Normal) else None
+            if isinstance(fn, MultivariateNormal | LowRankMultivariateNormal):
+                spread = fn.variance
+            if spread is None or not spread.requires_grad or bool(moving[own].all()):
+                continue
+            if spread.stride(-1) == 0 and spread.shape[-1] > 1:  # one number for all columns
+                continue
+            number = own[int((~moving[own]).nonzero()[0])]
+            raise DataError(
+                f"{Columns(story, values, data, schema, name).column(number)} of site '{name}' is constant, so its "
+                f"learned variance would be 0: drop the column, or fix the scale in the model"
+            )
 
 
 def check_rows_seen(story: Story, data: Any) -> None:

@@ -13,64 +13,42 @@ from torch import Tensor
 from .arrays import is_missing, num_rows, slice_rows
 from .bags import densified
 from .checks import check_counts, check_seed
-from .data import DataError, Dataset, adapt
-from .deep_bound import Drawn, draw, terms
-from .deep_story import SAMPLE, Play
+from .data import DataError, Dataset, Schema, adapt
+from .deep_bound import Drawn, terms
+from .deep_given import no_conditions, with_conditions
+from .deep_places import places
+from .deep_story import Play
 from .deep_verbs import ROW_DRAWS, Opened, laid_out, opened, plain_params, sample_posterior, shares, weights
 from .export import to_arviz as open_in_arviz
-from .generate import Draw, _as_given, empty_rows, known_cells
+from .generate import Draw, _as_given, empty_rows
 from .missing import complete, observed_part
+from .mixed_rows import parts_of
 from .rows import Rows, as_one, in_full
-from .structure import base_of, is_bookkeeping
-from .symbols import plain, symbol
+from .structure import base_of
+from .symbols import plain
 
 GROUPS, SHORT = 40, 10  # scores that ArviZ gets: so many of so many draws each
 TOGETHER = 50_000  # new rows made at once
 RECONSTRUCTED = 50  # draws that a reconstruction is averaged over
 
 
-def places(it: Opened) -> dict[str, Tensor] | None:
-    """The columns of the table that each observed site holds, (cells,); None where one was computed."""
-    if not isinstance(it.data, Tensor | Rows):
-        return None
-    few = slice_rows(it.data, slice(SAMPLE))
-    latents = draw(it.story, it.values, few, 1, False).model
-    held = {n: m["value"][: len(few)] for n, m in latents.items() if not m["is_observed"] and not is_bookkeeping(m)}
-    play = Play(it.values, held if it.story.num_configurations == 1 else {})
-    with play:
-        it.story.pair.model(symbol(few, "data"))
-    width = few[0].numel()
-    found = {}
-    for name in it.story.observed:
-        cells = known_cells(play.nodes[name]["value"])
-        if cells is None:
-            return None
-        rows = len(few)
-        found[name] = plain(cells).movedim(it.story.data_dim - play.nodes[name]["fn"].event_dim, 0).reshape(rows, -1)[0]
-        found[name] = found[name] % width
-    return found
-
-
 def generate(fit: Any, num: int, given: dict[str, Any], seed: int) -> Any:
     """`num` new rows from the model."""
     check_counts(num=(num, 1))
-    rows = empty_rows(fit, num)
-    given = dict(given)
-    for name in [one for one in given if _column(one, fit.schema) is not None]:  # conditions
-        rows = rows.to(torch.float64).clone()
-        rows[:, _column(name, fit.schema)] = torch.as_tensor(given.pop(name)).to(rows)
+    rows, said, fixed = with_conditions(empty_rows(fit, num), given, fit.schema)
     with opened(fit, Dataset(rows, fit.schema), check_seed(seed)) as it:
         story = it.story
         if not story.latents and not story.discrete:
             raise DataError("generate: the model has no latents, so there is nothing to draw rows from")
+        where = places(story, it.values, it.data)
         known = {*story.latents, *story.discrete, *story.observed}
-        if unknown := sorted(set(given) - known):
+        fixed |= {name: given[name] for name in no_conditions(said, where, known, fit.schema)}
+        if unknown := sorted(set(fixed) - known):
             raise DataError(f"generate: given names {unknown}, which are no sites of the model: it has {sorted(known)}")
-        fixed = {name: _as_value(value, num, story.dtype) for name, value in given.items()}
+        fixed = {name: _as_value(value, num, story.dtype) for name, value in fixed.items()}
         play = Play(it.values, {})
         with play, Draw(fixed):
             story.pair.model(it.data)
-        where = places(it)
         if where is None:
             return {name: plain(play.nodes[name]["value"]) for name in story.observed}
         out = torch.as_tensor(rows).to(torch.float64).clone().reshape(num, -1)
@@ -79,13 +57,6 @@ def generate(fit: Any, num: int, given: dict[str, Any], seed: int) -> Any:
             value = msg["value"].movedim(story.data_dim - msg["fn"].event_dim, 0).reshape(num, -1)
             out[:, columns] = value.double()
     return _decoded(fit, out.reshape(rows.shape), rows, None)
-
-
-def _column(name: Any, schema: Any) -> int | None:
-    """The place of a column, by its name or number."""
-    if isinstance(name, int):
-        return name if 0 <= name < (schema.width or 0) else None
-    return schema.columns.index(name) if schema.columns and name in schema.columns else None
 
 
 def _as_value(value: Any, num: int, dtype: torch.dtype) -> Tensor:
@@ -116,7 +87,7 @@ def _fill(fit: Any, dataset: Dataset, everywhere: bool) -> Any:
         raise DataError("reconstruct and impute take data of one tensor or table; this model's data are a structure")
     out = in_full(values).reshape(len(values), -1)
     with opened(fit, dataset, fit.seed) as it:
-        where = places(it)
+        where = places(it.story, it.values, it.data)
         if where is None:
             raise DataError("a site observes values computed from the data, so they cannot be put back in place")
         if not everywhere and not is_missing(out):
@@ -129,12 +100,16 @@ def _fill(fit: Any, dataset: Dataset, everywhere: bool) -> Any:
                 found = _expected(it, drawn, name, weight, None if everywhere else out[index][:, columns]).double()
                 old = out[index.unsqueeze(1), columns]
                 out[index.unsqueeze(1), columns] = found if everywhere else torch.where(old.isnan(), found, old)
-    out = out.reshape(values.shape)
-    if dataset.schema.container == "frame":
-        for number, column in enumerate(dataset.schema.columns or ()):
-            if column in dataset.schema.labels:
-                out.reshape(len(out), -1)[:, number].round_()
+    out = _rounded(out.reshape(values.shape), dataset.schema)
     return _decoded(fit, out, values, dataset.names)
+
+
+def _rounded(out: Tensor, schema: Schema) -> Tensor:
+    """Expected rows in which a label is a label: of two, too, the more probable."""
+    for number, column in enumerate(schema.columns or () if schema.container == "frame" else ()):
+        if column in schema.labels:
+            out.reshape(len(out), -1)[:, number].round_()
+    return out
 
 
 def _weights(it: Opened, drawn: Drawn, everywhere: bool) -> Tensor:
@@ -152,6 +127,19 @@ def _expected(it: Opened, drawn: Drawn, name: str, weight: Tensor, cells: Tensor
     """Expected cells (B, C) of one site."""
     msg = drawn.model[name]
     fn = getattr(msg["fn"], "fn", msg["fn"])  # behind the mask of missing cells
+    width = fn.event_shape.numel() if fn.event_shape else 1
+    found: dict[int, Tensor] = {}
+    for columns, part in parts_of(fn, width):
+        own = None if cells is None or len(columns) == width else cells[:, columns]
+        values = _expected_part(it, drawn, part, weight, cells if own is None else own)
+        if len(columns) == width:
+            return values
+        found |= dict(zip(columns, values.double().unbind(1), strict=True))
+    return torch.stack([found[place] for place in range(width)], 1)
+
+
+def _expected_part(it: Opened, drawn: Drawn, fn: Any, weight: Tensor, cells: Tensor | None) -> Tensor:
+    """Expected cells (B, C) under one distribution."""
     base = base_of(fn)
     event = len(fn.event_shape)
     if isinstance(base, dist.Categorical):
@@ -198,14 +186,14 @@ def decode(fit: Any, rows: Any, given: dict[str, Tensor]) -> Any:
         play = Play(it.values, {name: _as_value(v, num_rows(rows), story.dtype) for name, v in given.items()})
         with play:
             story.pair.model(it.data)
-        where = places(it)
+        where = places(it.story, it.values, it.data)
         if where is None:
             raise DataError("a site observes values computed from the data, so they cannot be put back in place")
         out = torch.as_tensor(rows).to(torch.float64).clone().reshape(len(rows), -1)
         drawn = Drawn({}, play.nodes, (1, 1, len(out)))
         for name, columns in where.items():
             out[:, columns] = _expected(it, drawn, name, torch.ones(1, 1, len(out)), None).double()
-    return fit.schema.decode(out.reshape(rows.shape), None)
+    return fit.schema.decode(_rounded(out.reshape(rows.shape), fit.schema), None)
 
 
 def to_arviz(fit: Any, dataset: Dataset, num: int, seed: int) -> Any:

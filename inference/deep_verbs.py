@@ -142,6 +142,17 @@ def score(fit: Any, dataset: Dataset) -> Tensor:
     return importance(fit, dataset, ROW_DRAWS).log_prob
 
 
+def likelihood(fit: Any, dataset: Dataset) -> Tensor:
+    """E log p(x_n | latents) of each row under its posterior, (N,): how well it is described by its own code."""
+    with opened(fit, dataset, fit.seed) as it:
+        check_sites(it.story, it.data, dataset.schema, spread=False)
+        found = []
+        for _, drawn in it.parts(ROW_DRAWS if it.story.latents else 1):
+            each = terms(it.story, drawn, exact=False, scaled=False).likelihood.mean(1)  # (K, B)
+            found.append((shares(it.story, drawn) * each).sum(0) if it.story.discrete else each[0])
+    return torch.cat(found).double()
+
+
 def shares(story: Story, drawn: Drawn) -> Tensor:
     """Posterior probability of each configuration of the enumerated latents, (K, B), by importance weights."""
     found = terms(story, drawn, exact=False, scaled=False)

@@ -23,6 +23,7 @@ from . import (
     verbs,
     words,
 )
+from .anomalies import anomalies, renamed, row_names
 from .bags import densified
 from .by_guide import NETWORKS, OWN, filling_of, making_of, posterior_of
 from .data import DataError, Dataset, Schema, adapt, map_tensors
@@ -127,6 +128,22 @@ class Fit:
         """log p(x_n) of each row, (N,), missing cells integrated out; `score_kind` says how latents were."""
         return self._verbs.score(self, self.adapted(data))
 
+    def anomaly(self, data: Any = None, by: str = "density") -> Any:
+        """How unusual each row is, a Series (N,) under the names of the rows: larger is stranger.
+
+        Parameters
+        ----------
+        by : {"density", "reconstruction"}
+            Minus `score`: -log p(x_n), in nats; or, of a fit with networks, -E log p(x_n | latents) under the posterior
+            of the row's own latents, in nats too, which asks only whether the row can be described at all.
+
+        Nats are relative: they order the rows of one fit, and say nothing by themselves. A density of numbers changes
+        with their unit (of every row by as much), those of two models of different columns cannot be compared, and a
+        row with missing cells is judged by the others alone, so it mostly seems less strange. A high density is no
+        proof that a row is usual: smooth and empty rows can have a higher one than any row learned from.
+        """
+        return anomalies(self, self.adapted(data), by, row_names(data, self))
+
     # --- latents ----------------------------------------------------------------------------------------------------
 
     def latents(self, data: Any = None) -> dict[str, Any]:
@@ -179,7 +196,8 @@ class Fit:
 
     def generate(self, num: int = 1, given: Mapping[str, Any] | None = None, seed: int = 0) -> Any:
         """`num` new rows, in the form the data came in (of a graph, a new one of `num` nodes). `given` fixes latents or
-        observed sites by name.
+        observed sites by name, and the columns that are conditions of a `conditional_vae`, with one value or one for
+        each row; labels as they are: ``given={"species": "setosa"}``.
         """
         return making_of(self.guide).generate(self, num, dict(given or {}), seed)
 
@@ -187,11 +205,11 @@ class Fit:
         """Each row's posterior predictive: its expected value (for categories the most probable), in the form it came
         in.
         """
-        return self._fills.reconstruct(self, self.adapted(data))
+        return renamed(self._fills.reconstruct(self, self.adapted(data)), data, self)
 
     def impute(self, data: Any = None) -> Any:
         """The data with missing cells at their conditional expectation (for categories the most probable)."""
-        return self._fills.impute(self, self.adapted(data))
+        return renamed(self._fills.impute(self, self.adapted(data)), data, self)
 
     def predictions(self, data: Any = None) -> Moments:
         """Posterior mean and standard deviation of the expected value of each cell, missing ones too, of a model whose
@@ -209,7 +227,7 @@ class Fit:
 
     def embeddings(self, data: Any = None) -> Any:
         """Posterior means of the continuous latents of each row, a DataFrame."""
-        return self._networks("embeddings").embeddings(self, self.adapted(data))
+        return renamed(self._networks("embeddings").embeddings(self, self.adapted(data)), data, self)
 
     def interpolate(self, first: int, second: int, num: int = 8, data: Any = None) -> Any:
         """Expected rows along the line between the embeddings of two rows, `num` of them, ends included."""
@@ -249,11 +267,13 @@ class Fit:
         self._without_networks("half_steps")
         return half_steps(self, self.adapted(data), num_iters, self.weights if data is None else None)
 
-    def plot(self, kind: str | None = None, data: Any = None) -> Any:
-        """A matplotlib Figure: the family's picture, or one of `plots.KINDS` by name."""
+    def plot(self, kind: str | None = None, data: Any = None, labels: Any = None) -> Any:
+        """A matplotlib Figure: the family's picture, or one of `plots.KINDS` by name. Kind "roc" wants `labels` (N,),
+        which rows are known to be anomalous.
+        """
         from . import plots
 
-        return plots.plot(self, kind, data)
+        return plots.plot(self, kind, data, labels)
 
     # --- words and disk ---------------------------------------------------------------------------------------------
 

@@ -99,9 +99,9 @@ def filled(x: Tensor) -> Tensor:
     return x.nan_to_num(nan=0.0)
 
 
-def with_mask(x: Tensor) -> Tensor:
-    """Missing cells at 0, and beside the cells (N, D) which of them were observed: (N, 2 D)."""
-    return torch.cat([filled(x), (~x.isnan()).to(x.dtype)], -1)
+def observed(x: Tensor) -> Tensor:
+    """1 for each cell that was observed, 0 for the missing ones, (N, D)."""
+    return (~x.isnan()).to(x.dtype)
 
 
 class Networks:
@@ -130,20 +130,26 @@ class Networks:
         found = fresh({name: self._of(name, num_columns) for name in drawn}, generator)
         for name in set(drawn) & outputs.keys():
             last = [key for key in found if key.startswith(f"{name}{DIVIDER}") and key.endswith("bias")][-1]
-            found[last] = outputs[name].to(found[last])
+            wanted = outputs[name].to(found[last])
+            found[last] = wanted if wanted.dim() else torch.full_like(found[last], float(wanted))
         return found
 
     def initialize(
-        self, rows: Callable[[Tensor], Tensor] = lambda table: table, **outputs: Callable[[Tensor], Tensor]
+        self,
+        rows: Callable[[Tensor], Tensor] = lambda table: table,
+        params: Callable[[Tensor], Mapping[str, Tensor]] = lambda x: {},
+        **outputs: Callable[[Tensor], Tensor],
     ) -> Callable[[Tensor, torch.Generator], Mapping[str, Tensor]]:
         """An `initialize` for `Pair`: weights as `start` draws them, with outputs that suit the data.
 
-        `rows` picks of a table the columns that the networks are built for.
+        `rows` picks of a table the columns that the networks are built for; `params` gives starting values of params
+        that are no weights.
         """
 
         def initialize(table: Tensor, generator: torch.Generator) -> Mapping[str, Tensor]:
             x = rows(table)
-            return self.start(x.shape[1], generator, **{name: suit(x) for name, suit in outputs.items()})
+            weights = self.start(x.shape[1], generator, **{name: suit(x) for name, suit in outputs.items()})
+            return {**weights, **params(x)}
 
         return initialize
 

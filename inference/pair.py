@@ -68,6 +68,7 @@ class Pair:
     by: str | None = None
     graph: str | None = None
     origin: Origin | None = field(default=None, kw_only=True, compare=False)
+    for_schema: Callable[[Schema], Pair] | None = field(default=None, kw_only=True, compare=False)  # see `tabular`
 
     def __post_init__(self) -> None:
         for name, optional in (("model", False), ("guide", True), ("initialize", True), ("arrange", True)):
@@ -85,6 +86,8 @@ def on_table(pair: Pair, schema: Schema) -> Pair:
 
     So whatever looks at the data (missing cells, generated rows, imputation, pictures) sees one table.
     """
+    if pair.for_schema is not None:
+        pair = replace(pair.for_schema(schema), origin=pair.origin)
     kind = pair.graph
     arrange = pair.arrange if kind is None else lambda table, _: _graph_of(table, kind)
     if arrange is None:

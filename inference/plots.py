@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 
 from .by_guide import NETWORKS
 from .errors import ModelError, OptionError
+from .plots_anomalies import curves as roc
 from .plots_bound import bound, decomposition
 from .plots_clusters import clusters
 from .plots_columns import UnfitKind
@@ -43,8 +44,11 @@ KINDS: dict[str, Callable[..., Figure]] = {
     "embedding": embedding,
     "weights": weights,
     "blocks": blocks,
+    "roc": roc,
 }
 """Name of each kind -> the function of a fit, and data where it takes other than the fit's, that draws it."""
+
+LABELLED = ("roc",)  # kinds that take labels of the rows as well
 
 # what a model observes: numbers, categories, counts; before these, whether its rows have latents, and of what kind
 BY_STRUCTURE = (
@@ -64,7 +68,7 @@ BY_STRUCTURE = (
 OF_NETWORKS = ("manifold", "embedding", "bound")  # of a fit with networks, the first that suits
 
 
-def plot(fit: Any, kind: str | None = None, data: Any = None) -> Figure:
+def plot(fit: Any, kind: str | None = None, data: Any = None, labels: Any = None) -> Figure:
     """Draw a fit.
 
     Parameters
@@ -79,6 +83,8 @@ def plot(fit: Any, kind: str | None = None, data: Any = None) -> Figure:
         more, otherwise "embedding".
     data : anything `Fit.adapted` takes, optional
         Rows to draw in place of those of the fit.
+    labels : (N,) of bool, optional
+        For "roc": which rows are known to be anomalous.
 
     Returns
     -------
@@ -99,10 +105,12 @@ def plot(fit: Any, kind: str | None = None, data: Any = None) -> Figure:
         return bound(fit, data)
     if kind not in KINDS:
         raise OptionError(f"kind: met {kind!r}, expected one of {', '.join(KINDS)}")
-    if fit.guide in NETWORKS and kind not in OF_NETWORKS:
-        raise OptionError(f"kind: met {kind!r}, but a fit with networks has {', '.join(OF_NETWORKS)}")
+    if labels is not None and kind not in LABELLED:
+        raise OptionError(f"labels: kind {kind!r} takes none, {', '.join(LABELLED)} does")
+    if fit.guide in NETWORKS and kind not in (*OF_NETWORKS, *LABELLED):
+        raise OptionError(f"kind: met {kind!r}, but a fit with networks has {', '.join((*OF_NETWORKS, *LABELLED))}")
     try:
-        return _drawn(kind, fit, data)
+        return KINDS[kind](fit, data, labels) if kind in LABELLED else _drawn(kind, fit, data)
     except UnfitKind as error:
         raise OptionError(f"kind: met {kind!r}, but {error}") from None
 

@@ -42,8 +42,8 @@ def save(fit: Any, folder: str | Path) -> Path:
         modes.append({fact: getattr(mode, fact) for fact in facts})
     arrays["bounds"] = torch.tensor(fit.mode_map.bounds, dtype=torch.float64)
     origin = fit.pair.origin
-    if origin is not None and any(isinstance(v, torch.nn.Module) for v in origin.hyperparameters.values()):
-        origin = None  # a network of the user's own cannot be made again from a name: loading takes the pair
+    if origin is not None and any(_is_code(value) for value in origin.hyperparameters.values()):
+        origin = None  # a network or a likelihood of one's own cannot be made from a name: loading takes the pair
     record = {
         "kind": "fit",
         "inference": fit.inference,
@@ -64,6 +64,11 @@ def save(fit: Any, folder: str | Path) -> Path:
         else {"name": origin.name, "factory": origin.factory, "hyperparameters": origin.hyperparameters},
     }
     return write_run(folder, arrays, record)
+
+
+def _is_code(value: Any) -> bool:
+    """Whether a hyper-parameter is something that runs: a network, or a tuple of functions, as a likelihood is."""
+    return callable(value) or (isinstance(value, tuple) and any(map(callable, value)))
 
 
 def restored(arrays: dict[str, torch.Tensor], record: dict[str, Any]) -> dict[str, Any]:

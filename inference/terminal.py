@@ -79,3 +79,17 @@ def read_parts(source: str, drop: Sequence[str], weights: str | None) -> tuple[A
         return rest, data[weights].to_numpy(dtype=float)
     except (TypeError, ValueError) as error:
         raise DataError(f"--weights: column {weights!r} holds text, expected numbers") from error
+
+
+def read_given(words: Sequence[str]) -> dict[str, float | str]:
+    """NAME=VALUE as a dict; what reads as a number is one."""
+    found: dict[str, float | str] = {}
+    for word in words:
+        name, equals, text = word.rpartition("=")
+        if not equals or not name or not text:
+            raise OptionError(f"--given: met {word!r}, expected a name and a value, such as species=setosa")
+        try:
+            found[name] = float(text)
+        except ValueError:
+            found[name] = text
+    return found

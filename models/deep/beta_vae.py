@@ -8,17 +8,19 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
+from ...inference.data import Schema
 from ...inference.errors import OptionError
-from ...inference.likelihoods import likelihood_of
-from ...inference.networks import Networks, check_sizes, filled, mlp, normal_of
+from ...inference.likelihoods import Likelihood, likelihood_of
+from ...inference.networks import Networks, check_sizes, mlp, normal_of
 from ...inference.pair import Pair
+from ...inference.tabular import Kinds, columns_of, tabular
 from ..registry import register
 
 
 @register(
     family="deep",
     summary="a variational autoencoder whose KL divergence weighs beta, for latents that each carry one thing",
-    data="a table (N, D) of 0 and 1, categories, numbers or counts, as the likelihood says; NaN is missing",
+    data="a table (N, D) of 0 and 1, categories, numbers, counts or all of these, by the likelihood; NaN is missing",
     inference=("svi",),
     references=(
         "Higgins et al. (2017), beta-VAE: Learning Basic Visual Concepts with a Constrained Variational Framework, "
@@ -29,13 +31,16 @@ from ..registry import register
     size="latent_dim",
     examples=({"hidden": (16,)},),
 )
+@tabular
 def beta_vae(
     latent_dim: int = 2,
     beta: float = 4.0,
-    likelihood: str = "bernoulli",
+    likelihood: str | Likelihood = "bernoulli",
     hidden: tuple[int, ...] = (128,),
     covariance: str = "learned",
     num_categories: int = 2,
+    kinds: Kinds | None = None,
+    schema: Schema | None = None,
 ) -> Pair:
     r"""beta-VAE (Higgins et al. 2017): the `vae` fitted to
 
@@ -46,8 +51,9 @@ def beta_vae(
     ==========================  ===========================================================================
     ``decoder``                 network, (K,) to the outputs that the likelihood needs
     ``encoder``                 network, (D,) to the mean and the standard deviations of q
-    ``scale`` (D,)              of a gaussian likelihood with ``covariance="learned"``
-    ``concentration`` (D,)      of a negative binomial likelihood
+    ``scale`` (D,)              of a gaussian likelihood with ``covariance="learned"``; of mixed, of numeric columns
+    ``concentration`` (D,)      of a negative binomial likelihood; of mixed, of columns of counts
+    ``center``, ``unit`` (D,)   of mixed columns: what they are standardised by, measured and not learned
     ``z`` (N, K)                latent of each row
     ``x`` (N, D)                observed
     ==========================  ===========================================================================
@@ -58,10 +64,12 @@ def beta_vae(
     check_sizes(latent_dim=K)
     if not beta >= 0:
         raise OptionError(f"beta: met {beta!r}, expected a number of at least 0")
-    law = likelihood_of(likelihood, covariance, num_categories)
+    columns = columns_of(schema, kinds, num_categories)
+    law = likelihood_of(likelihood, covariance, num_categories, columns=columns)
 
     networks = Networks(
-        decoder=lambda D: mlp(K, hidden[::-1], law.num_outputs(D)), encoder=lambda D: mlp(D, hidden, 2 * K)
+        decoder=lambda D: mlp(K, hidden[::-1], law.num_outputs(D)),
+        encoder=lambda D: mlp(law.num_inputs(D), hidden, 2 * K),
     )
 
     def model(x: Tensor) -> None:
@@ -75,6 +83,6 @@ def beta_vae(
     def guide(x: Tensor) -> None:
         encode = networks.use("encoder", x.shape[1])
         with pyro.plate("data", len(x)), poutine.scale(scale=beta):
-            pyro.sample("z", normal_of(encode(filled(x)), K))
+            pyro.sample("z", normal_of(encode(law.inputs(x)), K))
 
-    return Pair(model, guide, networks.initialize(decoder=law.start))
+    return Pair(model, guide, networks.initialize(params=law.params, decoder=law.start))

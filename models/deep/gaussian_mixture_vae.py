@@ -10,16 +10,18 @@ import torch
 from pyro.distributions import constraints
 from torch import Tensor
 
-from ...inference.likelihoods import likelihood_of
-from ...inference.networks import Networks, check_sizes, filled, mlp, normal_of, positive
+from ...inference.data import Schema
+from ...inference.likelihoods import Likelihood, likelihood_of
+from ...inference.networks import Networks, check_sizes, mlp, normal_of, positive
 from ...inference.pair import Pair
+from ...inference.tabular import Kinds, columns_of, tabular
 from ..registry import register
 
 
 @register(
     family="deep",
     summary="a variational autoencoder whose latents are a Gaussian mixture: clusters of rows of any shape",
-    data="a table (N, D) of 0 and 1, categories, numbers or counts, as the likelihood says; NaN is missing",
+    data="a table (N, D) of 0 and 1, categories, numbers, counts or all of these, by the likelihood; NaN is missing",
     inference=("svi",),
     references=(
         "Jiang, Zheng, Tan, Tang and Zhou (2017), Variational Deep Embedding, IJCAI",
@@ -30,13 +32,16 @@ from ..registry import register
     size="num_components",
     examples=({"num_components": 3, "hidden": (16,)},),
 )
+@tabular
 def gaussian_mixture_vae(
     num_components: int = 10,
     latent_dim: int = 2,
-    likelihood: str = "bernoulli",
+    likelihood: str | Likelihood = "bernoulli",
     hidden: tuple[int, ...] = (128,),
     covariance: str = "learned",
     num_categories: int = 2,
+    kinds: Kinds | None = None,
+    schema: Schema | None = None,
 ) -> Pair:
     r"""Gaussian mixture variational autoencoder (Jiang et al. 2017).
 
@@ -61,10 +66,12 @@ def gaussian_mixture_vae(
     """
     C, K = num_components, latent_dim
     check_sizes(num_components=C, latent_dim=K)
-    law = likelihood_of(likelihood, covariance, num_categories)
+    columns = columns_of(schema, kinds, num_categories)
+    law = likelihood_of(likelihood, covariance, num_categories, columns=columns)
 
     networks = Networks(
-        decoder=lambda D: mlp(K, hidden[::-1], law.num_outputs(D)), encoder=lambda D: mlp(D, hidden, 2 * K)
+        decoder=lambda D: mlp(K, hidden[::-1], law.num_outputs(D)),
+        encoder=lambda D: mlp(law.num_inputs(D), hidden, 2 * K),
     )
 
     def model(x: Tensor) -> None:
@@ -81,10 +88,10 @@ def gaussian_mixture_vae(
     def guide(x: Tensor) -> None:
         encode = networks.use("encoder", x.shape[1])
         with pyro.plate("data", len(x)):
-            pyro.sample("z", normal_of(encode(filled(x)), K))
+            pyro.sample("z", normal_of(encode(law.inputs(x)), K))
 
     def initialize(x: Tensor, generator: torch.Generator) -> Mapping[str, Tensor]:
         start = networks.start(x.shape[1], generator, decoder=law.start(x))
-        return {**start, "loc": torch.randn(C, K, generator=generator)}
+        return {**start, **law.params(x), "loc": torch.randn(C, K, generator=generator)}
 
     return Pair(model, guide, initialize)

@@ -7,10 +7,12 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
+from ...inference.data import Schema
 from ...inference.errors import OptionError
-from ...inference.likelihoods import likelihood_of
-from ...inference.networks import Networks, check_sizes, filled, mlp, normal_of
+from ...inference.likelihoods import Likelihood, likelihood_of
+from ...inference.networks import Networks, check_sizes, mlp, normal_of
 from ...inference.pair import Pair
+from ...inference.tabular import Kinds, columns_of, tabular
 from ..registry import register
 
 
@@ -27,14 +29,17 @@ from ..registry import register
     size="num_classes",
     examples=({"num_classes": 10, "hidden": (16,)},),
 )
+@tabular
 def semi_supervised_vae(
     num_classes: int = 10,
     latent_dim: int = 2,
-    likelihood: str = "bernoulli",
+    likelihood: str | Likelihood = "bernoulli",
     hidden: tuple[int, ...] = (128,),
     covariance: str = "learned",
     num_categories: int = 2,
     label_noise: float = 0.01,
+    kinds: Kinds | None = None,
+    schema: Schema | None = None,
 ) -> Pair:
     r"""Semi-supervised variational autoencoder (Kingma et al. 2014, model M2).
 
@@ -62,12 +67,13 @@ def semi_supervised_vae(
     check_sizes(num_classes=C, latent_dim=K)
     if not 0 < label_noise < 1:
         raise OptionError(f"label_noise: met {label_noise!r}, expected a number between 0 and 1")
-    law = likelihood_of(likelihood, covariance, num_categories)
+    columns = columns_of(schema, kinds, num_categories)
+    law = likelihood_of(likelihood, covariance, num_categories, columns=columns.at(slice(1, None)))
 
     networks = Networks(
         decoder=lambda D: mlp(K + C, hidden[::-1], law.num_outputs(D)),
-        classifier=lambda D: mlp(D, hidden, C),
-        encoder=lambda D: mlp(D + C, hidden, 2 * K),
+        classifier=lambda D: mlp(law.num_inputs(D), hidden, C),
+        encoder=lambda D: mlp(law.num_inputs(D) + C, hidden, 2 * K),
     )
 
     def model(table: Tensor) -> None:
@@ -82,11 +88,11 @@ def semi_supervised_vae(
             pyro.sample("x", law.of(decode(torch.cat([z, torch.eye(C)[y]], -1)), D), obs=x)
 
     def guide(table: Tensor) -> None:
-        x = filled(table[:, 1:])
-        classify = networks.use("classifier", x.shape[1])
-        encode = networks.use("encoder", x.shape[1])
+        D, x = table.shape[1] - 1, law.inputs(table[:, 1:])
+        classify = networks.use("classifier", D)
+        encode = networks.use("encoder", D)
         with pyro.plate("data", len(x)):
             y = pyro.sample("y", dist.Categorical(logits=classify(x)), infer={"enumerate": "parallel"})
             pyro.sample("z", normal_of(encode(torch.cat([x, torch.eye(C)[y]], -1)), K))
 
-    return Pair(model, guide, networks.initialize(lambda table: table[:, 1:], decoder=law.start))
+    return Pair(model, guide, networks.initialize(lambda table: table[:, 1:], law.params, decoder=law.start))

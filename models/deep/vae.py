@@ -7,30 +7,36 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from ...inference.likelihoods import likelihood_of
-from ...inference.networks import Networks, check_option, check_sizes, filled, mlp, normal_of, num_stats
+from ...inference.data import Schema
+from ...inference.likelihoods import Likelihood, likelihood_of
+from ...inference.networks import Networks, check_option, check_sizes, mlp, normal_of, num_stats
 from ...inference.pair import Pair
+from ...inference.tabular import Kinds, columns_of, tabular
 from ..registry import register
 
 
 @register(
     family="deep",
     summary="rows are computed by a network from a few normal numbers of each, which another network infers",
-    data="a table (N, D) of 0 and 1, categories, numbers or counts, as the likelihood says; NaN is missing",
+    data="a table (N, D) of 0 and 1, categories, numbers, counts or all of these, by the likelihood; NaN is missing",
     inference=("svi",),
     references=(
         "Kingma and Welling (2014), Auto-Encoding Variational Bayes, ICLR",
         "Rezende, Mohamed and Wierstra (2014), Stochastic Backpropagation, ICML",
         "Murphy (2023), Probabilistic Machine Learning: Advanced Topics, section 21.2",
     ),
-    checks=("the bound of a hand-written PyTorch loop with the same networks, optimizer, batches and seed",),
+    checks=(
+        "the bound of a hand-written PyTorch loop with the same networks, optimizer, batches and seed",
+        "mixed tables: densities of rows as sums of scipy's",
+    ),
     example="binary_digits",
     size="latent_dim",
     examples=({"hidden": (32,)},),
 )
+@tabular
 def vae(
     latent_dim: int = 2,
-    likelihood: str = "bernoulli",
+    likelihood: str | Likelihood = "bernoulli",
     hidden: tuple[int, ...] = (128,),
     covariance: str = "learned",
     posterior: str = "diagonal",
@@ -39,6 +45,8 @@ def vae(
     rank: int = 1,
     encoder: nn.Module | None = None,
     decoder: nn.Module | None = None,
+    kinds: Kinds | None = None,
+    schema: Schema | None = None,
 ) -> Pair:
     r"""Variational autoencoder (Kingma and Welling 2014).
 
@@ -51,26 +59,34 @@ def vae(
     ==========================  ===========================================================================
     ``decoder``                 network :math:`f_\theta`, (K,) to the outputs that the likelihood needs
     ``encoder``                 network, (D,) to :math:`\mu_\phi, \Sigma_\phi`: 2 K outputs, or K + K (K + 1) / 2
-    ``scale`` (D,)              of a gaussian likelihood with ``covariance="learned"``
-    ``concentration`` (D,)      of a negative binomial likelihood
+    ``scale`` (D,)              of a gaussian likelihood with ``covariance="learned"``; of mixed, of numeric columns
+    ``concentration`` (D,)      of a negative binomial likelihood; of mixed, of columns of counts
+    ``center``, ``unit`` (D,)   of mixed columns: what they are standardised by, measured and not learned
     ``z`` (N, K)                latent of each row
     ``x`` (N, D)                observed
     ==========================  ===========================================================================
 
-    ``likelihood`` is "bernoulli", "categorical" (of codes 0 to ``num_categories`` - 1), "gaussian", "poisson" or
-    "negative_binomial". The covariance of a gaussian one is "fixed" (at ``scale``), "learned" (a number a column), or
-    computed by the decoder: "diagonal", "low_rank" (of rank ``rank``) or "full". ``posterior`` is "diagonal" or
-    "full". ``encoder`` and ``decoder`` take any torch modules in place of the perceptrons with ``hidden`` units.
-    The encoder sees missing cells as 0.
+    ``likelihood`` is "bernoulli", "categorical" (of codes 0 to ``num_categories`` - 1), "gaussian", "poisson",
+    "negative_binomial", "mixed", or a `Likelihood` of your own. The covariance of a gaussian one is "fixed" (at
+    ``scale``), "learned" (a number a column), or computed by the decoder: "diagonal", "low_rank" (of rank ``rank``) or
+    "full". ``posterior`` is "diagonal" or "full". ``encoder`` and ``decoder`` take any torch modules in place of the
+    perceptrons with ``hidden`` units. The encoder sees missing cells as 0.
+
+    "mixed" gives each column a distribution of its kind, as the column's type says: two labels or booleans are binary,
+    other labels categorical, whole numbers counts (negative binomial), any others numeric (normal, standardised
+    inside). ``kinds={"age": "numeric"}`` says otherwise (pandas holds whole numbers with gaps as fractions: say
+    "count", or give them as Int64). Codes without labels have ``num_categories`` values. Categories enter the encoder
+    one-hot, and scores are densities of the table's own units.
     """
     K, full = latent_dim, posterior == "full"
     check_sizes(latent_dim=K)
     check_option("posterior", posterior, ("diagonal", "full"))
-    law = likelihood_of(likelihood, covariance, num_categories, scale, rank)
+    columns = columns_of(schema, kinds, num_categories)
+    law = likelihood_of(likelihood, covariance, num_categories, scale, rank, columns=columns)
 
     networks = Networks(
         decoder=decoder or (lambda D: mlp(K, hidden[::-1], law.num_outputs(D))),
-        encoder=encoder or (lambda D: mlp(D, hidden, num_stats(K, full))),
+        encoder=encoder or (lambda D: mlp(law.num_inputs(D), hidden, num_stats(K, full))),
     )
 
     def model(x: Tensor) -> None:
@@ -83,6 +99,6 @@ def vae(
     def guide(x: Tensor) -> None:
         encode = networks.use("encoder", x.shape[1])
         with pyro.plate("data", len(x)):
-            pyro.sample("z", normal_of(encode(filled(x)), K, full))
+            pyro.sample("z", normal_of(encode(law.inputs(x)), K, full))
 
-    return Pair(model, guide, networks.initialize(decoder=law.start))
+    return Pair(model, guide, networks.initialize(params=law.params, decoder=law.start))

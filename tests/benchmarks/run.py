@@ -18,6 +18,7 @@ from datetime import date
 
 import numpy as np
 import torch
+from anomaly_jobs import SEEDS, TABLES
 from cavi_jobs import CAVI_JOBS
 from deep_jobs import DEEP_JOBS
 from factor_jobs import factor_analysis
@@ -288,6 +289,10 @@ def main() -> None:
             met = "yes" if row.met else "**no**"
             cells = (row.job, row.peer, row.ours, row.theirs, f"{row.ratio:.2f}", f"{sign} {row.target:g}", met)
             print(f"| {' | '.join(cells)} |", flush=True)
+    for name, table in TABLES.items():  # of answers, not of times
+        if args.only in name:
+            print()
+            table(SEEDS)
 
 
 if __name__ == "__main__":
