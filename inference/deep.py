@@ -138,8 +138,9 @@ def _climb(training: Training, steps: int, bar: Progress, saver: DeepCheckpoints
 def _best(training: Training) -> None:
     """The weights where the held-out bound was best."""
     with torch.no_grad():
+        kept = training.kept()
         for name, value in training.state.best.items():
-            training.leaves[name].copy_(value)
+            kept[name].copy_(value)
 
 
 def _told(fit: Fit, training: Training, stopped: str, steps: int) -> Fit:

@@ -12,7 +12,7 @@ from .arrays import DataError, num_rows, slice_rows, tensors_of
 from .checks import expected_words, fits_support
 from .data import Schema
 from .deep_bound import draw, values_from
-from .deep_story import Story, free_value
+from .deep_story import Story, at_rest, free_value
 from .structure import base_of
 
 ROWS = 4096  # looked at together
@@ -20,6 +20,11 @@ ROWS = 4096  # looked at together
 
 def check_sites(story: Story, data: Any, schema: Schema, spread: bool = True) -> None:
     """Observed values lie in the support of their distribution; a column whose spread is learned varies."""
+    with at_rest(story):
+        _check_sites(story, data, schema, spread)
+
+
+def _check_sites(story: Story, data: Any, schema: Schema, spread: bool) -> None:
     leaves = {name: free_value(leaf, leaf.declared) for name, leaf in story.leaves.items()}
     first: dict[str, Tensor] = {}
     varies: dict[str, Tensor] = {}

@@ -14,10 +14,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .errors import OptionError
+from .errors import ModelError, OptionError
 
 DIVIDER = "$$$"  # `pyro.module` names the weights of a network "network$$$layer.weight"
 FLOOR = 1e-4  # of scales that a network computes
+
+
+class WrongOutputs(ModelError):
+    """A network has outputs of another number than what is made of them needs."""
 
 
 def mlp(num_inputs: int, hidden: Sequence[int], num_outputs: int, activation: type[nn.Module] = nn.ReLU) -> nn.Module:
@@ -57,7 +61,18 @@ def normal_of(stats: Tensor, size: int, full: bool = False) -> dist.TorchDistrib
     """A normal distribution of vectors, from the outputs (..., `num_stats`) of a network.
 
     The first `size` are the mean; the rest the standard deviations, or the Cholesky factor of the covariance.
+
+    Raises
+    ------
+    WrongOutputs
+        There are another number of them.
     """
+    if stats.shape[-1] != num_stats(size, full):
+        needed = num_stats(size, full)
+        raise WrongOutputs(
+            f"outputs of shape {tuple(stats.shape)} for a normal distribution of {size} numbers, expected {needed} a "
+            f"row: {size} for its mean and {needed - size} for its spread"
+        )
     loc, rest = stats[..., :size], stats[..., size:]
     if not full:
         return dist.Normal(loc, positive(rest)).to_event(1)
