@@ -85,7 +85,9 @@ def conv_decoder(
     ]
     wide = [*channels[::-1], _whole(per_cell=per_cell) * image[0]]
     for (before, after), small, large in zip(itertools.pairwise(wide), sides[:0:-1], sides[-2::-1], strict=True):
-        missing = tuple(big - (STRIDE * (one - 1) + KERNEL - 2 * PADDING) for one, big in zip(small, large, strict=True))
+        missing = tuple(
+            big - (STRIDE * (one - 1) + KERNEL - 2 * PADDING) for one, big in zip(small, large, strict=True)
+        )
         layers.append(
             nn.ConvTranspose2d(before, after, KERNEL, STRIDE, PADDING, output_padding=missing, dtype=torch.float32)
         )

@@ -51,7 +51,9 @@ def _plain(error: Exception, called: list[tuple[nn.Module, Tensor]], play: Any, 
         return ModelError(f"svi: {layer}, the last that ran, gives {first}")
     wanted = _wanted(module, met)
     if wanted is None:
-        return ModelError(f"svi: the {where} failed in {layer}, which met an input of shape {tuple(met.shape)}: {first}")
+        return ModelError(
+            f"svi: the {where} failed in {layer}, which met an input of shape {tuple(met.shape)}: {first}"
+        )
     return ModelError(
         f"svi: {layer} met an input of shape {tuple(met.shape)}, expected {wanted}: give a network whose layers fit "
         f"the data and the latents"

@@ -24,12 +24,22 @@ class WrongOutputs(ModelError):
     """A network has outputs of another number than what is made of them needs."""
 
 
-def mlp(num_inputs: int, hidden: Sequence[int], num_outputs: int, activation: type[nn.Module] = nn.ReLU) -> nn.Module:
-    """Layers of `hidden` units between `num_inputs` and `num_outputs` numbers; linear where there are none."""
+def mlp(
+    num_inputs: int,
+    hidden: Sequence[int],
+    num_outputs: int,
+    activation: type[nn.Module] = nn.ReLU,
+    dropout: float = 0.0,
+) -> nn.Module:
+    """Layers of `hidden` units between `num_inputs` and `num_outputs` numbers; linear where there are none.
+
+    `dropout` is that of what the last layer takes.
+    """
     sizes = [num_inputs, *hidden]
     layers: list[nn.Module] = []
     for before, after in itertools.pairwise(sizes):
         layers += [nn.Linear(before, after, dtype=torch.float32), activation()]
+    layers += [nn.Dropout(dropout)] if dropout else []
     return nn.Sequential(*layers, nn.Linear(sizes[-1], num_outputs, dtype=torch.float32))
 
 
@@ -147,7 +157,7 @@ class Networks:
         if isinstance(network, nn.Module):
             return network
         if (name, num_columns) not in self._built:
-            self._built[name, num_columns] = network(num_columns)
+            self._built[name, num_columns] = network(num_columns).float()
         return self._built[name, num_columns]
 
 

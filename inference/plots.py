@@ -61,7 +61,7 @@ BY_STRUCTURE = (
 )
 
 
-OF_NETWORKS = ("manifold", "embedding", "bound")  # of a fit with networks, the first that suits
+OF_NETWORKS = ("topics", "manifold", "embedding", "bound", "mixtures")  # of a fit with networks, the first that suits
 
 
 def plot(fit: Any, kind: str | None = None, data: Any = None) -> Figure:

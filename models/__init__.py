@@ -34,7 +34,7 @@ from .mixtures import (
 )
 from .raters import bayesian_dawid_skene, dawid_skene
 from .registry import register
-from .topics import gamma_poisson_factorization, lda
+from .topics import gamma_poisson_factorization, lda, prodlda
 
 __all__ = [
     "analysis",
@@ -67,6 +67,7 @@ __all__ = [
     "negative_binomial",
     "pca",
     "poisson",
+    "prodlda",
     "register",
     "regressions",
     "semi_supervised_vae",
