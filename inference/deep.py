@@ -19,7 +19,7 @@ from .batches import Batches
 from .checks import check_counts, check_options, row_weights
 from .data import Dataset
 from .deep_checkpoints import DeepCheckpoints
-from .deep_checks import check_rows_seen, check_sites
+from .deep_checks import check_batch, check_rows_seen, check_sites
 from .deep_fit import deep_fit
 from .deep_story import Story, free_value, installed, read_story, to_dtype
 from .deep_train import Plan, Progressed, Training, adam
@@ -88,6 +88,7 @@ def deep_svi(pair: Pair, dataset: Dataset, home: torch.device, asked: Asked) -> 
         train, held = _split(num_rows(values), asked.validation, asked.seed)
         rows = num_rows(values) if train is None else len(train)
         size = _batch_size(asked.batch_size, rows)
+        check_batch(story, size or rows)
         steps = asked.num_steps if asked.epochs is None else asked.epochs * (1 if size is None else rows // size)
         weights = sum(leaf.declared.numel() for leaf in story.leaves.values())
         bar = Progress(steps, "svi", asked.progress)

@@ -5,14 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.distributions import LowRankMultivariateNormal, MultivariateNormal, Normal
+from torch import Tensor, nn
+from torch.distributions import LowRankMultivariateNormal, Multinomial, MultivariateNormal, Normal
 
 from .arrays import DataError, num_rows, slice_rows, tensors_of
 from .checks import expected_words, fits_support
 from .data import Schema
 from .deep_bound import draw, values_from
+from .deep_counts import check_row_counts
 from .deep_story import Story, at_rest, free_value
+from .errors import OptionError
 from .structure import base_of
 
 ROWS = 4096  # looked at together
@@ -48,6 +50,8 @@ def _check_sites(story: Story, data: Any, schema: Schema, spread: bool) -> None:
 
 
 def _check_support(name: str, fn: Any, value: Tensor, start: int, schema: Schema) -> None:
+    if isinstance(fn, Multinomial) and value.dim() == 2:
+        check_row_counts(name, value, start, schema)
     support = fn.support
     seen = ~value.isnan() if value.is_floating_point() else torch.ones_like(value, dtype=torch.bool)
     whole = torch.where(seen, value, torch.zeros_like(value))
@@ -93,6 +97,17 @@ def _check_spread(
             f"{column(number, schema)} of site '{name}' is constant, so its learned variance would be 0: drop the "
             f"column, or fix the scale in the model"
         )
+
+
+def check_batch(story: Story, rows: int) -> None:
+    """Batch norm needs rows to compare."""
+    for network, found in story.networks.items():
+        for place, layer in found.named_modules():
+            if rows == 1 and isinstance(layer, nn.modules.batchnorm._BatchNorm):
+                raise OptionError(
+                    f"batch_size: met 1 row a step, and layer '{place}' of network '{network}' ({layer}) compares "
+                    f"rows: give batches of at least 2"
+                )
 
 
 def check_rows_seen(story: Story, data: Any) -> None:
