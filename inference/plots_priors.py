@@ -66,7 +66,7 @@ def prior(fit: Any, data: Any = None) -> Figure:
     down = math.ceil(len(images) / across)
     blank = torch.full((across * down - len(images), side * side), torch.nan, dtype=images.dtype)
     tiles = torch.cat([images, blank]).reshape(down, across, side, side)
-    panels[1].imshow(sheet(tiles), cmap="gray_r", extent=(0, across, down, 0), interpolation="nearest")
+    panels[1].imshow(sheet(tiles).numpy(), cmap="gray_r", extent=(0, across, down, 0), interpolation="nearest")
     for place in range(len(images)):
         where = (place % across + 0.08, place // across + 0.06)
         panels[1].annotate(str(place), where, fontsize=SMALL, color=PARTS, ha="left", va="top")
@@ -102,7 +102,7 @@ def layers(fit: Any, data: Any = None) -> Figure:
         images = _expected_rows(it, {upper: drawn}, middle)
     figure = picture(fit, 7.4, 6.8)
     axes = figure.add_subplot()
-    axes.imshow(sheet(images.reshape(TOPS, 1 + EACH, side, side)), cmap="gray_r", extent=(0, 1 + EACH, TOPS, 0))
+    axes.imshow(sheet(images.reshape(TOPS, 1 + EACH, side, side)).numpy(), cmap="gray_r", extent=(0, 1 + EACH, TOPS, 0))
     axes.axvline(1, color=PARTS, linewidth=1.2)
     axes.set_xticks([0.5, 1 + EACH / 2], ["at its mean", f"draws of '{list(story.latents)[1]}' given '{upper}'"])
     axes.set_yticks([])
