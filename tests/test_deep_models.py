@@ -412,7 +412,7 @@ def test_convolutions_learn_digits():
     torch.manual_seed(0)
     networks = {"encoder": conv_encoder((8, 8), 8), "decoder": conv_decoder(4, (8, 8))}
     pair = zoo.create("vae", latent_dim=4, **networks)
-    fit = zoo.fit(pair, DIGITS[:1000], epochs=8, batch_size=50, learning_rate=3e-3, tol=0)
+    fit = zoo.fit(pair, DIGITS[:1000], epochs=4, batch_size=50, learning_rate=0.01, tol=0)
     start = zoo.fit("vae", DIGITS[:1000], latent_dim=4, num_steps=0, tol=0)
     share = DIGITS[:1000].mean(0).clip(0.01, 0.99)
     alone = (DIGITS[1000:] * np.log(share) + (1 - DIGITS[1000:]) * np.log(1 - share)).sum(1).mean()
