@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -42,12 +43,11 @@ def conv_encoder(shape: Sequence[int], num_outputs: int, channels: Sequence[int]
     >>> fit = zoo.fit("vae", "binary_digits", latent_dim=10, encoder=encoder, decoder=decoder)
     """
     image, sides = _sides(shape, channels)
-    check = _whole(num_outputs=num_outputs)
     layers: list[nn.Module] = [nn.Unflatten(1, image)]
     for before, after in itertools.pairwise([image[0], *channels]):
         layers += [nn.Conv2d(before, after, KERNEL, STRIDE, PADDING, dtype=torch.float32), nn.ReLU()]
     last = channels[-1] * math.prod(sides[-1])
-    layers += [nn.Flatten(), nn.Linear(last, check, dtype=torch.float32)]
+    layers += [nn.Flatten(), nn.Linear(last, _whole(num_outputs=num_outputs), dtype=torch.float32)]
     return _begun(nn.Sequential(*layers))
 
 
@@ -107,8 +107,14 @@ def _begun(network: nn.Sequential) -> nn.Sequential:
             nn.init.normal_(layer.weight, std=math.sqrt(2 / fan))
         else:
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
-        nn.init.zeros_(layer.bias)
+        if layer.bias is not None:
+            nn.init.zeros_(layer.bias)
     return network
+
+
+def _lacking(side: int, wanted: int) -> int:
+    """Cells that a layer backwards would make too few of a side: halves are rounded up."""
+    return wanted - (STRIDE * (side - 1) + KERNEL - 2 * PADDING)
 
 
 def _sides(shape: Sequence[int], channels: Sequence[int]) -> tuple[tuple[int, ...], list[tuple[int, int]]]:
@@ -125,11 +131,11 @@ def _sides(shape: Sequence[int], channels: Sequence[int]) -> tuple[tuple[int, ..
     return image, sides
 
 
-def _whole(**sizes: int) -> int:
+def _whole(**sizes: Any) -> int:
     ((name, size),) = sizes.items()
     if isinstance(size, bool) or not isinstance(size, int) or size < 1:
         raise OptionError(f"{name}: met {size!r}, expected whole numbers of at least 1")
-    return size
+    return int(size)
 
 
 __all__ = ["conv_decoder", "conv_encoder"]

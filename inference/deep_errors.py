@@ -70,9 +70,9 @@ def _wanted(module: nn.Module, met: Tensor) -> str | None:
     channels = getattr(module, "in_channels", None) or getattr(module, "num_features", None)
     if channels is None:
         return None
-    sides = ("height", "width") if "2d" in type(module).__name__ else ("length",)
-    if hasattr(module, "num_features"):
-        sides = sides if len(sides) > 1 else ()
+    sides: list[str] = ["height", "width"] if "2d" in type(module).__name__ else ["length"]
+    if "BatchNorm1d" in type(module).__name__:  # also of rows of single numbers
+        sides = []
     if met.dim() == 2 + len(sides) and met.shape[1] == channels:
         return None
     return f"({', '.join(['rows', str(channels), *sides])})"
