@@ -85,9 +85,7 @@ def conv_decoder(
     ]
     wide = [*channels[::-1], _whole(per_cell=per_cell) * image[0]]
     for (before, after), small, large in zip(itertools.pairwise(wide), sides[:0:-1], sides[-2::-1], strict=True):
-        missing = tuple(
-            big - (STRIDE * (one - 1) + KERNEL - 2 * PADDING) for one, big in zip(small, large, strict=True)
-        )
+        missing = (_lacking(small[0], large[0]), _lacking(small[1], large[1]))
         layers.append(
             nn.ConvTranspose2d(before, after, KERNEL, STRIDE, PADDING, output_padding=missing, dtype=torch.float32)
         )

@@ -340,23 +340,26 @@ def test_bad_documents_and_options_are_named():
 
 @pytest.mark.slow
 def test_topics_of_documentation_are_as_coherent_as_those_of_lda():
-    """Measured over three starts, lda beside prodlda: coherence 0.242, 0.229, 0.273 beside 0.230, 0.227, 0.279;
-    perplexity by the bound of new documents 311 beside 302, by completion of their halves 302 beside 331.
+    """Measured over two starts: coherence 0.242 and 0.229 (lda), 0.230 and 0.227 (prodlda), 0.199 and 0.274 (without
+    dropout); perplexity of new documents by the bound 311, 302 and 274, by completion of their halves 302, 333 and 286.
     """
     table = adapt("documentation")
     x = table.values.double()[torch.randperm(len(table.values), generator=torch.Generator().manual_seed(0))]
     held, x = x[: len(x) // 5], x[len(x) // 5 :]
-    point = [zoo.fit("lda", x, num_topics=20, tol=1e-4, seed=seed) for seed in range(3)]
     options = {"num_topics": 20, "epochs": 80, "learning_rate": 5e-3, "tol": 0}
-    deep = [zoo.fit("prodlda", x, seed=seed, **options) for seed in range(3)]
-    found = {
-        name: [(float(coherence(f, x).mean()), bound_perplexity(f, held), perplexity(f, held)) for f in fits]
-        for name, fits in (("lda", point), ("prodlda", deep))
-    }
-    first, second = (np.array(found[name]).mean(0) for name in ("lda", "prodlda"))
-    assert second[0] > first[0] - 0.02
-    assert second[1] < first[1]
-    assert second[2] < 1.15 * first[2]
+
+    def measured(name, **options):
+        fits = [zoo.fit(name, x, seed=seed, **options) for seed in range(2)]
+        return np.mean([(float(coherence(f).mean()), bound_perplexity(f, held), perplexity(f, held)) for f in fits], 0)
+
+    point = measured("lda", num_topics=20, tol=1e-4)
+    dropped, whole = measured("prodlda", **options), measured("prodlda", dropout=0.0, **options)
+    assert dropped[0] > point[0] - 0.03
+    assert whole[0] > point[0] - 0.03
+    assert dropped[1] < point[1]
+    assert whole[1] < 0.95 * point[1]
+    assert dropped[2] < 1.15 * point[2]
+    assert whole[2] < point[2]
 
 
 # --- networks that count what passes them -----------------------------------------------------------------------------
