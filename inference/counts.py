@@ -19,11 +19,18 @@ class RowMultinomial(dist.Multinomial):
     totals : Tensor (*batch)
         How many draws each row counts; a missing one is taken as the mean of the others. Samples have these totals,
         and the density asks nothing of them.
-    probs : Tensor (*batch, V)
+    probs, logits : Tensor (*batch, V)
+        One of them.
     """
 
-    def __init__(self, totals: Tensor, probs: Tensor, validate_args: bool | None = None) -> None:
-        super().__init__(1, probs=probs, validate_args=validate_args)
+    def __init__(
+        self,
+        totals: Tensor,
+        probs: Tensor | None = None,
+        logits: Tensor | None = None,
+        validate_args: bool | None = None,
+    ) -> None:
+        super().__init__(1, probs=probs, logits=logits, validate_args=validate_args)
         totals = plain(totals).detach().to(torch.get_default_dtype())
         usual = totals.nanmean().round().nan_to_num(nan=0.0)
         self.totals = torch.where(totals.isnan(), usual, totals)
@@ -39,7 +46,10 @@ class RowMultinomial(dist.Multinomial):
         return variance
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> RowMultinomial:
-        return RowMultinomial(self.totals, self._categorical.expand(batch_shape).probs)
+        grown = self._categorical.expand(batch_shape)
+        if "logits" in vars(grown):  # as given: probabilities made of them lose the small ones
+            return RowMultinomial(self.totals, logits=grown.logits)
+        return RowMultinomial(self.totals, grown.probs)
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
         """Cell by cell, each binomial of what the cells before it have left."""
@@ -52,3 +62,9 @@ class RowMultinomial(dist.Multinomial):
             left, share = left - cells[-1], share - probs
         cells[-1] = cells[-1] + left  # what rounding left over
         return torch.stack(cells, -1)
+
+
+def log_shares(counts: Tensor) -> Tensor:
+    """Logarithms (V,) of the columns' shares of all counts (N, V), as if each column had counted a half more."""
+    total = counts.to(torch.get_default_dtype()).nan_to_num(nan=0.0).sum(0) + 0.5
+    return (total / total.sum()).log()

@@ -19,7 +19,7 @@ from .batches import Batches
 from .checks import check_counts, check_options, row_weights
 from .data import Dataset
 from .deep_checkpoints import DeepCheckpoints
-from .deep_checks import check_rows_seen, check_sites
+from .deep_checks import check_batch, check_rows_seen, check_sites
 from .deep_fit import deep_fit
 from .deep_story import Story, free_value, installed, read_story, to_dtype
 from .deep_train import Plan, Progressed, Training, adam
@@ -93,6 +93,7 @@ def deep_svi(pair: Pair, dataset: Dataset, home: torch.device, asked: Asked) -> 
         train, held = _split(num_rows(values), asked.validation, asked.seed)
         rows = num_rows(values) if train is None else len(train)
         size = _batch_size(asked.batch_size, rows, values)
+        check_batch(story, size or rows)
         steps = asked.num_steps if asked.epochs is None else asked.epochs * (1 if size is None else rows // size)
         weights = sum(leaf.declared.numel() for leaf in story.leaves.values())
         bar = Progress(steps, "svi", asked.progress)
@@ -145,8 +146,9 @@ def _climb(training: Training, steps: int, bar: Progress, saver: DeepCheckpoints
 def _best(training: Training) -> None:
     """The weights where the held-out bound was best."""
     with torch.no_grad():
+        kept = training.kept()
         for name, value in training.state.best.items():
-            training.leaves[name].copy_(value)
+            kept[name].copy_(value)
 
 
 def _told(fit: Fit, training: Training, stopped: str, steps: int) -> Fit:

@@ -5,15 +5,17 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
-from torch.distributions import LowRankMultivariateNormal, MultivariateNormal, Normal
+from torch import Tensor, nn
+from torch.distributions import LowRankMultivariateNormal, Multinomial, MultivariateNormal, Normal
 
 from .arrays import DataError, num_rows, slice_rows, tensors_of
 from .checks import expected_words, fits_support
 from .data import Schema
 from .deep_bound import draw, values_from
+from .deep_counts import check_row_counts
 from .deep_places import places
-from .deep_story import Story, free_value
+from .deep_story import Story, at_rest, free_value
+from .errors import OptionError
 from .mixed_rows import parts_of
 from .rows import pieces, together
 from .structure import base_of
@@ -23,6 +25,11 @@ ROWS = 4096  # looked at together
 
 def check_sites(story: Story, data: Any, schema: Schema, spread: bool = True) -> None:
     """Observed values lie in the support of their distribution; a column whose spread is learned varies."""
+    with at_rest(story):
+        _check_sites(story, data, schema, spread)
+
+
+def _check_sites(story: Story, data: Any, schema: Schema, spread: bool) -> None:
     leaves = {name: free_value(leaf, leaf.declared) for name, leaf in story.leaves.items()}
     first: dict[str, Tensor] = {}
     varies: dict[str, Tensor] = {}
@@ -73,6 +80,8 @@ class Columns(NamedTuple):
 
 
 def _check_support(called: Columns, own: list[int], fn: Any, value: Tensor, start: int) -> None:
+    if isinstance(fn, Multinomial) and value.dim() == 2:
+        check_row_counts(called.site, value, start, called.column)
     support = fn.support
     seen = ~value.isnan() if value.is_floating_point() else torch.ones_like(value, dtype=torch.bool)
     whole = torch.where(seen, value, torch.zeros_like(value))
@@ -131,6 +140,17 @@ def _check_spread(
                 f"{Columns(story, values, data, schema, name).column(number)} of site '{name}' is constant, so its "
                 f"learned variance would be 0: drop the column, or fix the scale in the model"
             )
+
+
+def check_batch(story: Story, rows: int) -> None:
+    """Batch norm needs rows to compare."""
+    for network, found in story.networks.items():
+        for place, layer in found.named_modules():
+            if rows == 1 and isinstance(layer, nn.modules.batchnorm._BatchNorm):
+                raise OptionError(
+                    f"batch_size: met 1 row a step, and layer '{place}' of network '{network}' ({layer}) compares "
+                    f"rows: give batches of at least 2"
+                )
 
 
 def check_rows_seen(story: Story, data: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -11,6 +12,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 
 from .arrays import DataError
 from .errors import ModelError, OptionError
+from .networks import WrongOutputs
 from .structure import is_bookkeeping
 
 
@@ -26,6 +28,8 @@ def deep_errors(play: Any, where: str) -> Iterator[None]:
     hook = register_module_forward_pre_hook(note)
     try:
         yield
+    except WrongOutputs as error:
+        raise _plain(error, called, play, where) from None
     except (DataError, ModelError, OptionError) as error:
         raise (error.__cause__ or error) from None
     except RuntimeError as error:
@@ -34,7 +38,7 @@ def deep_errors(play: Any, where: str) -> Iterator[None]:
         hook.remove()
     for name, msg in play.nodes.items():
         if msg["is_observed"] and not is_bookkeeping(msg):
-            _check_site(name, msg, called)
+            _check_site(name, msg, called, play)
 
 
 def _plain(error: Exception, called: list[tuple[nn.Module, Tensor]], play: Any, where: str) -> Exception:
@@ -42,13 +46,36 @@ def _plain(error: Exception, called: list[tuple[nn.Module, Tensor]], play: Any, 
     if not called:
         return ModelError(f"svi: the {where} failed: {first}")
     module, met = called[0]
-    wanted = getattr(module, "in_features", None) or getattr(module, "in_channels", None)
-    if wanted is None or met.shape[-1 if isinstance(module, nn.Linear) else 1] == wanted:
-        return ModelError(f"svi: the {where} failed after layer {module}: {first}")
+    layer = name_of(module, play)
+    if isinstance(error, WrongOutputs):
+        return ModelError(f"svi: {layer}, the last that ran, gives {first}")
+    wanted = _wanted(module, met)
+    if wanted is None:
+        return ModelError(
+            f"svi: the {where} failed in {layer}, which met an input of shape {tuple(met.shape)}: {first}"
+        )
     return ModelError(
-        f"svi: {name_of(module, play)} met an input of shape {tuple(met.shape)}, expected {wanted} numbers a row: "
-        f"give a network whose layers fit the data and the latents"
+        f"svi: {layer} met an input of shape {tuple(met.shape)}, expected {wanted}: give a network whose layers fit "
+        f"the data and the latents"
     )
+
+
+def _wanted(module: nn.Module, met: Tensor) -> str | None:
+    """What a layer takes, where that is not what it met."""
+    if isinstance(module, nn.Linear):
+        return None if met.shape[-1] == module.in_features else f"{module.in_features} numbers a row"
+    if isinstance(module, nn.Unflatten):
+        size = math.prod(module.unflattened_size)
+        return None if met.shape[-1] == size else f"{size} numbers a row"
+    channels = getattr(module, "in_channels", None) or getattr(module, "num_features", None)
+    if channels is None:
+        return None
+    sides: list[str] = ["height", "width"] if "2d" in type(module).__name__ else ["length"]
+    if "BatchNorm1d" in type(module).__name__:  # also of rows of single numbers
+        sides = []
+    if met.dim() == 2 + len(sides) and met.shape[1] == channels:
+        return None
+    return f"({', '.join(['rows', str(channels), *sides])})"
 
 
 def name_of(module: nn.Module, play: Any) -> str:
@@ -60,12 +87,12 @@ def name_of(module: nn.Module, play: Any) -> str:
     return f"layer {module}"
 
 
-def _check_site(name: str, msg: Any, called: list[tuple[nn.Module, Tensor]]) -> None:
+def _check_site(name: str, msg: Any, called: list[tuple[nn.Module, Tensor]], play: Any) -> None:
     fn, value = msg["fn"], msg["value"]
     event = tuple(fn.event_shape)
     met = tuple(value.shape[value.dim() - len(event) :])
     if event != met:
-        last = f" (the last layer run was {called[0][0]})" if called else ""
+        last = f" (the last layer run was {name_of(called[0][0], play)})" if called else ""
         raise ModelError(
             f"svi: site '{name}' has events of shape {event}, the data's are {met}: the network that computes it has "
             f"outputs of another number than the data have columns{last}"

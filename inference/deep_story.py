@@ -87,12 +87,17 @@ class OtherDtype(Exception):
 
 
 class Reader(Play):
-    """A first run: params and networks are met as they are declared."""
+    """A first run: params and networks are met as they are declared.
 
-    def __init__(self, given: Mapping[str, Tensor]) -> None:
+    Networks are met as they would be in use, so that reading leaves no trace in what they count of what passes; `modes`
+    are those that they had.
+    """
+
+    def __init__(self, given: Mapping[str, Tensor], modes: dict[nn.Module, bool]) -> None:
         super().__init__({}, given)
         self.params: dict[str, tuple[Any, Tensor, nn.Parameter | None]] = {}
         self.networks: dict[str, nn.Module] = {}
+        self.modes = modes
 
     def _pyro_param(self, msg: Any) -> None:
         pass
@@ -102,6 +107,8 @@ class Reader(Play):
         if DIVIDER in name:
             network = _calling_module()
             self.networks[name.partition(DIVIDER)[0]] = network
+            self.modes.setdefault(network, network.training)
+            network.eval()
             weight = dict(network.named_parameters())[name.partition(DIVIDER)[2]]
             if weight.dtype != torch.get_default_dtype():
                 raise OtherDtype(weight.dtype)
@@ -129,18 +136,26 @@ def read_story(pair: Pair, data: Any, dtype: torch.dtype = torch.float32) -> Sto
         No data plate; a shape that does not fit, by the layer or the site; a latent that this inference cannot take.
     """
     few = first_rows(data, SAMPLE)
-    model, guide = Reader({}), Reader({})
+    modes: dict[nn.Module, bool] = {}
+    try:
+        return _read(pair, few, dtype, modes)
+    except OtherDtype as other:
+        own = other.args[0]
+        torch.set_default_dtype(own)
+        return read_story(pair, to_dtype(data, own), own)
+    finally:
+        for network, training in modes.items():
+            network.train(training)
+
+
+def _read(pair: Pair, few: Any, dtype: torch.dtype, modes: dict[nn.Module, bool]) -> Story:
+    model, guide = Reader({}, modes), Reader({}, modes)
     with torch.no_grad():
-        try:
-            with deep_errors(model, "model"), model:
-                pair.model(few)
-            if pair.guide is not None:
-                with deep_errors(guide, "guide"), guide:
-                    pair.guide(few)
-        except OtherDtype as other:
-            own = other.args[0]
-            torch.set_default_dtype(own)
-            return read_story(pair, to_dtype(data, own), own)
+        with deep_errors(model, "model"), model:
+            pair.model(few)
+        if pair.guide is not None:
+            with deep_errors(guide, "guide"), guide:
+                pair.guide(few)
     of_guide = {name: msg for name, msg in guide.nodes.items() if not is_bookkeeping(msg)}
     # a second run at the guide's draws, as every step will be: its shapes are checked
     again = Play(
@@ -238,6 +253,19 @@ def value_of(leaf: Leaf, free: Tensor) -> Tensor:
         return free
     found: Tensor = transform_to(leaf.constraint)(free)
     return found
+
+
+@contextmanager
+def at_rest(story: Story) -> Iterator[None]:
+    """The networks as they are in use, without dropout or noise, for a while."""
+    modes = {name: network.training for name, network in story.networks.items()}
+    try:
+        for network in story.networks.values():
+            network.eval()
+        yield
+    finally:
+        for name, network in story.networks.items():
+            network.train(modes[name])
 
 
 @contextmanager

@@ -109,6 +109,15 @@ class Training:
         share = self.share if index is None else self.share[index]
         return (share * each).sum() / share.sum()
 
+    def kept(self) -> dict[str, Tensor]:
+        """What is learned, and what networks count of the rows that pass (batch norm)."""
+        counted = {
+            f"buffer/{name}/{key}": value
+            for name, network in self.story.networks.items()
+            for key, value in network.named_buffers()
+        }
+        return {**self.leaves, **counted}
+
     def advance(self, num_steps: int, bar: Progress, after: Callable[[], None]) -> None:
         """Up to `num_steps` steps in all, or until the bound is at rest."""
         state = self.state
@@ -152,7 +161,7 @@ class Training:
         if self.held is not None:
             level = self.level(self.held, 1)
             if level > state.level:
-                state.best = {name: leaf.detach().clone() for name, leaf in self.leaves.items()}
+                state.best = {name: value.detach().clone() for name, value in self.kept().items()}
         else:
             level = sum(state.bounds[-every:]) / every
         if plan.tol <= 0 and self.held is None:

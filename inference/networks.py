@@ -15,18 +15,32 @@ from torch import Tensor, nn
 from torch.distributions.utils import lazy_property
 from torch.nn import functional
 
-from .errors import OptionError
+from .errors import ModelError, OptionError
 
 DIVIDER = "$$$"  # `pyro.module` names the weights of a network "network$$$layer.weight"
 FLOOR = 1e-4  # of scales that a network computes
 
 
-def mlp(num_inputs: int, hidden: Sequence[int], num_outputs: int, activation: type[nn.Module] = nn.ReLU) -> nn.Module:
-    """Layers of `hidden` units between `num_inputs` and `num_outputs` numbers; linear where there are none."""
+class WrongOutputs(ModelError):
+    """A network has outputs of another number than what is made of them needs."""
+
+
+def mlp(
+    num_inputs: int,
+    hidden: Sequence[int],
+    num_outputs: int,
+    activation: type[nn.Module] = nn.ReLU,
+    dropout: float = 0.0,
+) -> nn.Module:
+    """Layers of `hidden` units between `num_inputs` and `num_outputs` numbers; linear where there are none.
+
+    `dropout` is that of what the last layer takes.
+    """
     sizes = [num_inputs, *hidden]
     layers: list[nn.Module] = []
     for before, after in itertools.pairwise(sizes):
         layers += [nn.Linear(before, after, dtype=torch.float32), activation()]
+    layers += [nn.Dropout(dropout)] if dropout else []
     return nn.Sequential(*layers, nn.Linear(sizes[-1], num_outputs, dtype=torch.float32))
 
 
@@ -58,7 +72,18 @@ def normal_of(stats: Tensor, size: int, full: bool = False) -> dist.TorchDistrib
     """A normal distribution of vectors, from the outputs (..., `num_stats`) of a network.
 
     The first `size` are the mean; the rest the standard deviations, or the Cholesky factor of the covariance.
+
+    Raises
+    ------
+    WrongOutputs
+        There are another number of them.
     """
+    if stats.shape[-1] != num_stats(size, full):
+        needed = num_stats(size, full)
+        raise WrongOutputs(
+            f"outputs of shape {tuple(stats.shape)} for a normal distribution of {size} numbers, expected {needed} a "
+            f"row: {size} for its mean and {needed - size} for its spread"
+        )
     loc, rest = stats[..., :size], stats[..., size:]
     if not full:
         return LateNormal(loc, rest).to_event(1)
@@ -158,7 +183,7 @@ class Networks:
         if isinstance(network, nn.Module):
             return network
         if (name, num_columns) not in self._built:
-            self._built[name, num_columns] = network(num_columns)
+            self._built[name, num_columns] = network(num_columns).float()
         return self._built[name, num_columns]
 
 

@@ -18,6 +18,7 @@ from .plots_factors import biplot, loadings, scree
 from .plots_graphs import blocks
 from .plots_items import curves, information
 from .plots_params import params
+from .plots_priors import layers, prior
 from .plots_raters import confusion
 from .plots_regressions import regressions
 from .plots_tables import profiles, rates
@@ -40,6 +41,8 @@ KINDS: dict[str, Callable[..., Figure]] = {
     "rates": rates,
     "regressions": regressions,
     "decomposition": decomposition,
+    "prior": prior,
+    "layers": layers,
     "manifold": manifold,
     "embedding": embedding,
     "weights": weights,
@@ -65,7 +68,15 @@ BY_STRUCTURE = (
 )
 
 
-OF_NETWORKS = ("manifold", "embedding", "bound")  # of a fit with networks, the first that suits
+OF_NETWORKS = (
+    "topics",
+    "prior",
+    "layers",
+    "manifold",
+    "embedding",
+    "bound",
+    "mixtures",
+)  # of a fit with networks, the first that suits
 
 
 def plot(fit: Any, kind: str | None = None, data: Any = None, labels: Any = None) -> Figure:
@@ -79,8 +90,9 @@ def plot(fit: Any, kind: str | None = None, data: Any = None, labels: Any = None
         "topics" of a model whose rows mix shared profiles of counts; "params" of one whose rows have no latents;
         "clusters" of one that observes numbers, "profiles" of categories ("curves" where a quantity of each row is
         computed from its latent, "confusion" where another column says who gave them), "rates" of counts, and "bound"
-        of any other. Of a fit with networks "manifold" where its rows are square images with two latent numbers or
-        more, otherwise "embedding".
+        of any other. Of a fit with networks "topics" again; "prior" where that of a row is a mixture; of square images
+        "layers" where rows have latents of two layers, "manifold" where they have two numbers or more; otherwise
+        "embedding".
     data : anything `Fit.adapted` takes, optional
         Rows to draw in place of those of the fit.
     labels : (N,) of bool, optional

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from matplotlib.figure import Figure
@@ -12,7 +12,7 @@ from torch import Tensor
 from .arrays import slice_rows
 from .bags import densified
 from .by_guide import NETWORKS
-from .data import DataError, adapt
+from .data import DataError, Dataset, adapt
 from .derived import Moments
 from .plots_columns import UnfitKind
 from .plots_style import DATA, PALETTE, dress, percent, picture
@@ -24,31 +24,52 @@ SHOWN = 3000  # rows of a scatter at most
 
 def embedding(fit: Any, data: Any = None) -> Figure:
     """Posterior means of the rows: as a scatter of two numbers, of more along their first two principal axes."""
-    means = _means(fit, data)
-    labels = ["z, first number", "z, second number"]
-    note = ""
+    means = means_of(fit, data)
     figure = picture(fit, 6.4, 5.6)
     axes = figure.add_subplot()
     if means.shape[1] == 1:
         axes.hist(means[:, 0].numpy(), bins=40, color=PALETTE[0])
         dress(axes, "posterior means of the latent", "z", "rows")
         return figure
-    if means.shape[1] > 2:
-        away = means - means.mean(0)
-        _, sd, axis = torch.linalg.svd(away, full_matrices=False)
-        means = away @ axis[:2].mT
-        share = [percent(float(s)) for s in (sd**2 / (sd**2).sum())[:2]]
-        labels = [f"first principal axis ({share[0]} of their variance)", f"second principal axis ({share[1]})"]
-        note = f" of {len(sd)} numbers"
+    scattered(axes, plane_of(means), means)
+    return figure
+
+
+class Plane(NamedTuple):
+    """Two directions among the latents."""
+
+    center: Tensor  # (K,)
+    axes: Tensor  # (K, 2)
+    labels: list[str]
+    note: str
+
+    def of(self, points: Tensor) -> Tensor:
+        """Where points (n, K) lie in it, (n, 2)."""
+        return (points - self.center) @ self.axes
+
+
+def plane_of(means: Tensor) -> Plane:
+    """The two numbers of the latents, of more their first two principal axes."""
+    size = means.shape[1]
+    if size == 2:
+        return Plane(torch.zeros_like(means[0]), torch.eye(2).to(means), ["z, first number", "z, second number"], "")
+    center = means.mean(0)
+    _, sd, axis = torch.linalg.svd(means - center, full_matrices=False)
+    share = [percent(float(s)) for s in (sd**2 / (sd**2).sum())[:2]]
+    labels = [f"first principal axis ({share[0]} of their variance)", f"second principal axis ({share[1]})"]
+    return Plane(center, axis[:2].mT, labels, f" of {size} numbers")
+
+
+def scattered(axes: Any, plane: Plane, means: Tensor) -> None:
+    """Posterior means in a plane."""
     step = max(1, len(means) // SHOWN)
-    shown = means[::step]
+    shown = plane.of(means[::step])
     axes.axhline(0, color=DATA, linewidth=0.8, zorder=0)
     axes.axvline(0, color=DATA, linewidth=0.8, zorder=0)
     axes.scatter(shown[:, 0].numpy(), shown[:, 1].numpy(), s=10, color=PALETTE[0], alpha=0.5, linewidths=0)
     every = "" if step == 1 else f" (every {step}th shown)"
-    dress(axes, f"posterior means of the rows{note}{every}", *labels)
+    dress(axes, f"posterior means of the rows{plane.note}{every}", *plane.labels)
     axes.set_aspect("equal", adjustable="datalim")
-    return figure
 
 
 def manifold(fit: Any, data: Any = None) -> Figure:
@@ -56,10 +77,10 @@ def manifold(fit: Any, data: Any = None) -> Figure:
     dataset = fit.adapted(data)
     if not isinstance(dataset.values, Tensor | Rows) or dataset.values.dim() != 2:
         raise UnfitKind("its data are no table")
-    side = math.isqrt(dataset.values.shape[1])
-    if side**2 != dataset.values.shape[1] or side < 4:
+    side = side_of(dataset)
+    if not side:
         raise UnfitKind(f"its rows are no square images (they have {dataset.values.shape[1]} cells)")
-    means = _means(fit, slice_rows(dataset.values, slice(2)))
+    means = means_of(fit, slice_rows(dataset.values, slice(2)))
     if means.shape[1] < 2:
         raise UnfitKind("it has fewer than two latent numbers")
     site = next(
@@ -75,12 +96,9 @@ def manifold(fit: Any, data: Any = None) -> Figure:
     except DataError as error:
         raise UnfitKind(str(error)) from None
     images = densified(adapt(rows, fit.schema).values).double().reshape(GRID, GRID, side, side)
-    images = torch.nn.functional.pad(images, (1, 1, 1, 1), value=float("nan"))  # white between them
-    side += 2
     figure = picture(fit, 6.6, 6.6)
     axes = figure.add_subplot()
-    sheet = images.permute(0, 2, 1, 3).reshape(GRID * side, GRID * side)
-    axes.imshow(sheet.numpy(), cmap="gray_r", extent=(0, GRID, 0, GRID), interpolation="nearest")
+    axes.imshow(sheet(images).numpy(), cmap="gray_r", extent=(0, GRID, 0, GRID), interpolation="nearest")
     ticks = [0, GRID // 2, GRID - 1]
     axes.set_xticks([t + 0.5 for t in ticks], [f"{points[t]:.2f}" for t in ticks])
     axes.set_yticks([t + 0.5 for t in ticks], [f"{points[t]:.2f}" for t in ticks])
@@ -89,7 +107,22 @@ def manifold(fit: Any, data: Any = None) -> Figure:
     return figure
 
 
-def _means(fit: Any, data: Any) -> Tensor:
+def side_of(dataset: Dataset) -> int:
+    """Cells along a side of the square images that the rows are; 0 where they are none."""
+    width = dataset.schema.width or 0
+    side = math.isqrt(width)
+    return side if side**2 == width and side >= 4 else 0
+
+
+def sheet(images: Tensor) -> Tensor:
+    """Images (rows, columns, side, side) side by side, white between them."""
+    down, across, side, _ = images.shape
+    framed = torch.nn.functional.pad(images, (1, 1, 1, 1), value=float("nan"))
+    return framed.permute(0, 2, 1, 3).reshape(down * (side + 2), across * (side + 2))
+
+
+def means_of(fit: Any, data: Any) -> Tensor:
+    """Posterior means (N, K) of all continuous latents of the rows."""
     if fit.guide not in NETWORKS:
         raise UnfitKind("it has no encoder")
     found = [one.mean.reshape(len(one.mean), -1) for one in fit.latents(data).values() if isinstance(one, Moments)]

@@ -8,10 +8,9 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from .allocated import mixes_profiles
 from .plots_columns import UnfitKind
 from .plots_style import DATA, SMALL, TEXT, color, count, dress, picture
-from .topics import shared_matrix
+from .topics import mixes_topics, shared_matrix, topic_shares
 
 WORDS = 8  # of a topic that are drawn
 PANELS = 12  # topics at most
@@ -57,7 +56,7 @@ def mixtures(fit: Any, data: Any = None) -> Figure:
         As for `topics`.
     """
     _, _, order = _read(fit, data)
-    theta = _theta(fit, data)[:, order]
+    theta = topic_shares(fit, data).numpy()[:, order]
     first = theta.argmax(1)
     rows = np.lexsort((-theta.max(1), first))
     figure = picture(fit, 4.0 + 0.42 * max(10, min(len(order), 40)), 6.0)
@@ -75,23 +74,15 @@ def mixtures(fit: Any, data: Any = None) -> Figure:
     return figure
 
 
-def _theta(fit: Any, data: Any) -> np.ndarray:
-    """Shares (N, K) of the profiles in each row; of rates, by what each adds to the row's expected total."""
-    (found,) = fit.latents(data).values()
-    theta = found.mean.reshape(len(found.mean), -1).numpy() * shared_matrix(fit).sum(1).numpy()
-    out: np.ndarray = theta / theta.sum(1, keepdims=True)
-    return out
-
-
 def _read(fit: Any, data: Any) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
     """Profiles (K, V) that sum to 1, their shares in all rows (None without data), and these' order."""
-    if not mixes_profiles(fit):
+    if not mixes_topics(fit):
         raise UnfitKind("its rows mix no shared profiles of counts: try profiles, rates, bound")
     matrix = shared_matrix(fit).numpy()
     matrix = matrix / matrix.sum(1, keepdims=True)
     if data is None and fit.data is None:
         return matrix, None, np.arange(len(matrix))
-    shares = _theta(fit, data).mean(0)
+    shares = topic_shares(fit, data).numpy().mean(0)
     return matrix, shares, shares.argsort()[::-1]
 
 

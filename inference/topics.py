@@ -13,9 +13,11 @@ from torch import Tensor
 
 from .allocated import Allocated, allocated_on, mixes_profiles
 from .allocating import mean_of
-from .bags import Bags, bags_of
+from .bags import Bags, bags_of, densified
+from .by_guide import NETWORKS
 from .checks import check_counts, check_seed
-from .data import DataError, Dataset
+from .data import DataError, Dataset, adapt
+from .deep_topics import shares_of, topics_of
 from .errors import OptionError
 from .structure import engine_state
 
@@ -60,18 +62,49 @@ def perplexity(fit: Any, docs: Any, seed: int = 0) -> float:
     Parameters
     ----------
     fit : Fit
-        Of a model of counts whose rows mix what they share; of a fit by SVI the topics' centre is taken.
+        Of a model of counts whose rows mix what they share; of a fit by SVI the topics' centre is taken. With networks
+        a word's probability is its mean over draws of theta from the encoder.
     docs : counts (N, V), as `fit` takes them
         Held out from the fit.
     seed : int
         Of the parting.
     """
-    dataset = _allocated(fit, docs)
+    dataset = _counted(fit, docs)
     both = halves(_bags(dataset), seed)
+    if fit.guide in NETWORKS:
+        words = _expected_words(fit, both.seen)
+        return completion(words, torch.eye(words.shape[1], dtype=words.dtype), both.held)
     with engine_state(fit.seed), torch.no_grad():
         found = allocated_on(fit, replace(dataset, values=both.seen))
         theta = mean_of(found.allocation.rows, found.eta)
         return completion(theta, mean_of(found.allocation.shared, found.state), both.held)
+
+
+def bound_perplexity(fit: Any, docs: Any = None) -> float:
+    """Perplexity per word by ``fit.score``: exp of minus the bound of log p(words), in their order, over their number
+    (Blei et al. 2003, section 7.1). It lies above the perplexity by what the bound of each row lacks.
+    """
+    dataset = _counted(fit, docs)
+    counts = _bags(dataset)
+    cells = counts.count.new_zeros(len(counts)).index_add(0, counts.rows, (counts.count + 1).lgamma())
+    orders = (counts.totals + 1).lgamma() - cells  # log of in how many orders the words of a row can stand
+    return math.exp(-float((fit.score(docs) - orders).sum()) / float(counts.totals.sum()))
+
+
+def topic_shares(fit: Any, docs: Any = None) -> Tensor:
+    """Shares (N, K) of the topics in each row, expected: of rates, by what each adds to the row's expected total."""
+    dataset = _counted(fit, docs)
+    if fit.guide in NETWORKS:
+        return shares_of(fit, replace(dataset, values=densified(dataset.values)))
+    (found,) = fit.latents(docs).values()
+    theta = found.mean.reshape(len(found.mean), -1) * shared_matrix(fit).sum(1)
+    return theta / theta.sum(1, keepdim=True)
+
+
+def _expected_words(fit: Any, seen: Bags) -> Tensor:
+    """Probabilities (N, V) of a further word of each row, of a fit with networks."""
+    rows = torch.as_tensor(adapt(fit.reconstruct(fit.schema.decode(seen.dense())), fit.schema).values).double()
+    return rows / rows.sum(1, keepdim=True)
 
 
 def completion(theta: Tensor, topics: Tensor, held: Bags) -> float:
@@ -102,7 +135,7 @@ def coherence(fit: Any, docs: Any = None, num: int = 10) -> Tensor:
     2014). Between -1, never together, and 1, never apart.
     """
     check_counts(num=(num, 2))
-    counts = _bags(_allocated(fit, docs))
+    counts = _bags(_counted(fit, docs))
     order = shared_matrix(fit).argsort(1, descending=True)[:, :num]
     words, place = order.unique(return_inverse=True)
     where = torch.full((counts.width,), -1)
@@ -119,7 +152,11 @@ def coherence(fit: Any, docs: Any = None, num: int = 10) -> Tensor:
 
 
 def shared_matrix(fit: Any) -> Tensor:
-    """What the rows of a fit mix, (K, V)."""
+    """What the rows of a fit mix, (K, V): with networks, the shares of the words in rows wholly of one topic."""
+    if fit.guide in NETWORKS:
+        found = topics_of(fit)
+        if found is not None:
+            return found
     _require(fit)
     (value,) = fit.params.values()
     value = value.squeeze() if value.dim() > 2 else value
@@ -127,15 +164,20 @@ def shared_matrix(fit: Any) -> Tensor:
     return value.mT if width is not None and value.shape[1] != width else value
 
 
+def mixes_topics(fit: Any) -> bool:
+    """Whether rows of a fit mix topics, or other shared profiles of counts."""
+    return topics_of(fit) is not None if fit.guide in NETWORKS else mixes_profiles(fit)
+
+
 def _require(fit: Any) -> None:
-    if not mixes_profiles(fit):
+    if not mixes_topics(fit):
         raise OptionError(
             'topics: met a fit whose rows mix no shared profiles of counts; fit such a model with inference="cavi" '
-            '(or "svi", and while its data are in memory)'
+            '(or "svi", and while its data are in memory), or prodlda'
         )
 
 
-def _allocated(fit: Any, docs: Any) -> Dataset:
+def _counted(fit: Any, docs: Any) -> Dataset:
     _require(fit)
     found: Dataset = fit.adapted(docs)
     if not isinstance(found.values, Tensor | Bags):
@@ -147,4 +189,16 @@ def _bags(dataset: Dataset) -> Bags:
     return dataset.values if isinstance(dataset.values, Bags) else bags_of(dataset.values)
 
 
-__all__ = ["Allocated", "Halves", "coherence", "completion", "halves", "perplexity", "shared_matrix", "top_words"]
+__all__ = [
+    "Allocated",
+    "Halves",
+    "bound_perplexity",
+    "coherence",
+    "completion",
+    "halves",
+    "mixes_topics",
+    "perplexity",
+    "shared_matrix",
+    "top_words",
+    "topic_shares",
+]

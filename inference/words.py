@@ -52,7 +52,7 @@ def summary(fit: Any) -> str:
             continue
         lines += [f"  {key} {tuple(value.shape)}", *("    " + line for line in _table(value, fit.schema.columns))]
     lines += [f"  {network}: a network of {size:,} weights" for network, size in networks.items()]
-    lines += [] if networks else _turned(fit)
+    lines += _topics(fit) if networks else _turned(fit)
     if len(fit.mode_map.bounds) > 1:
         lines += ["", "  where the starts ended:", *("    " + line for line in str(fit.mode_map).splitlines())]
     return "\n".join(lines)
@@ -75,6 +75,18 @@ def _table(value: Tensor, columns: tuple[str, ...] | None) -> list[str]:
     if columns and value.dim() > 1 and value.shape[-1] == len(columns):
         shown.insert(0, " ".join(f"{name[:9]:>9}" for name in columns[:SHOWN]))
     return shown + _more(len(rows))
+
+
+def _topics(fit: Any) -> list[str]:
+    """The most probable words of the topics of a fit with networks, where its rows mix any."""
+    from .deep_topics import topics_of  # what it is made of makes fits
+
+    found, columns = topics_of(fit), fit.schema.columns
+    if found is None:
+        return []
+    names = tuple(columns) if columns else tuple(map(str, range(found.shape[1])))
+    lines = [f"    {k:3}  {_largest(row, names)}" for k, row in enumerate(found[:LINES])]
+    return ["", "  words of a row wholly of one topic:", *lines, *("    " + line for line in _more(len(found)))]
 
 
 def _more(count: int) -> list[str]:

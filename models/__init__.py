@@ -6,10 +6,12 @@ from .deep import (
     beta_vae,
     conditional_vae,
     gaussian_mixture_vae,
+    hierarchical_vae,
     linear_vae,
     missing_data_vae,
     semi_supervised_vae,
     vae,
+    vampprior_vae,
 )
 from .factors import analysis, bayesian_pca, matrix_factorization, mixture, pca
 from .graphs import degree_corrected, stochastic_block
@@ -32,7 +34,7 @@ from .mixtures import (
 )
 from .raters import bayesian_dawid_skene, dawid_skene
 from .registry import register
-from .topics import gamma_poisson_factorization, lda
+from .topics import gamma_poisson_factorization, lda, prodlda
 
 __all__ = [
     "analysis",
@@ -52,6 +54,7 @@ __all__ = [
     "gaussian",
     "gaussian_mixture_vae",
     "hierarchical_normal",
+    "hierarchical_vae",
     "item_response",
     "latent_class",
     "lda",
@@ -64,11 +67,13 @@ __all__ = [
     "negative_binomial",
     "pca",
     "poisson",
+    "prodlda",
     "register",
     "regressions",
     "semi_supervised_vae",
     "stochastic_block",
     "student_t",
     "vae",
+    "vampprior_vae",
     "zero_inflated_poisson",
 ]

@@ -9,7 +9,7 @@ import torch
 from pyro import poutine
 
 from latentzoo import zoo
-from latentzoo.inference.data import adapt
+from latentzoo.inference.data import DataError, adapt
 from latentzoo.inference.deep import has_networks
 from latentzoo.inference.deep_story import read_story, to_dtype
 from latentzoo.inference.derived import Moments
@@ -277,7 +277,12 @@ def test_missing_cells_are_scored_by_what_is_left(fit, pair, data):
 
 def test_missing_cells_are_fitted_and_imputed(pair, data):
     gaps = with_gaps(pair, data)
-    fit = zoo.fit(pair, gaps, restarts=2, **few(pair, 40))
+    learned = gaps
+    if by_gradient(pair) and numbers(gaps).isnan().all(1).any():  # of counts that go together whole rows are missing
+        with pytest.raises(DataError, match="no observed cell"):
+            zoo.fit(pair, gaps, **few(pair, 1))
+        learned = data
+    fit = zoo.fit(pair, learned, restarts=2, **few(pair, 40))
     assert by_gradient(pair) or (np.diff(fit.history.numpy()) >= -1e-9 * (1 + abs(fit.log_likelihood))).all()
     filled, seen = numbers(fit.impute(gaps)), ~numbers(gaps).isnan()
     assert not filled.isnan().any()
