@@ -6,7 +6,8 @@ from types import ModuleType
 
 from . import allocated, factor_guide, generate, guided, predictions, related, verbs
 
-NETWORKS = ("networks", "amortized", "amortized_full")  # guides of encoders, and of pairs with networks
+# guides of encoders, and of pairs with networks
+NETWORKS = ("networks", "amortized", "amortized_full", "amortized_mixture", "amortized_flow")
 OWN = {allocated.GUIDE: allocated, related.GUIDE: related}  # guides with verbs of their own
 
 

@@ -12,7 +12,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from .amortized import Amortized, amortize, hidden_of
+from .amortized import amortize, shape_of
 from .arrays import is_missing, num_rows, slice_rows
 from .checks import check_counts, check_seed
 from .data import DataError, Dataset
@@ -70,7 +70,7 @@ def opened(fit: Any, dataset: Dataset, seed: int) -> Iterator[Opened]:
         pair, shape = fit.pair, None
         if fit.guide != OWN:
             pair = replace(pair, guide=None)
-            shape = Amortized(fit.guide == "amortized_full", hidden_of(fit.guide_parts))
+            shape = shape_of(fit.guide, fit.guide_parts)
         story = read_story(pair, values)
         if story.dtype is not torch.float32:
             torch.set_default_dtype(story.dtype)

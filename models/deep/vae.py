@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from ...inference.likelihoods import likelihood_of
-from ...inference.networks import Networks, check_option, check_sizes, filled, mlp, normal_of, num_stats
+from ...inference.networks import Networks, check_sizes, filled, mlp
 from ...inference.pair import Pair
+from ...inference.posteriors import posterior_of
 from ..registry import register
 
 
@@ -37,6 +38,7 @@ def vae(
     num_categories: int = 2,
     scale: float = 1.0,
     rank: int = 1,
+    components: int = 4,
     encoder: nn.Module | None = None,
     decoder: nn.Module | None = None,
 ) -> Pair:
@@ -46,11 +48,13 @@ def vae(
 
         z_n &\sim \mathcal{N}(0, I_K) \\
         x_n \mid z_n &\sim p(x_n \mid f_\theta(z_n)) \\
-        q(z_n \mid x_n) &= \mathcal{N}(\mu_\phi(x_n), \Sigma_\phi(x_n))
+        q(z_n \mid x_n) &= \mathcal{N}(\mu_\phi(x_n), \Sigma_\phi(x_n)) \text{, or a mixture, or a flow}
 
     ==========================  ===========================================================================
     ``decoder``                 network :math:`f_\theta`, (K,) to the outputs that the likelihood needs
-    ``encoder``                 network, (D,) to :math:`\mu_\phi, \Sigma_\phi`: 2 K outputs, or K + K (K + 1) / 2
+    ``encoder``                 network, (D,) to what q needs: 2 K outputs, or K + K (K + 1) / 2 for "full",
+                                C (2 K + 1) for a mixture of C ``components``, 2 K + 16 for a flow
+    ``flow``                    network of a flow, in two layers of splines (Durkan et al. 2019)
     ``scale`` (D,)              of a gaussian likelihood with ``covariance="learned"``
     ``concentration`` (D,)      of a negative binomial likelihood
     ``z`` (N, K)                latent of each row
@@ -59,18 +63,19 @@ def vae(
 
     ``likelihood`` is "bernoulli", "categorical" (of codes 0 to ``num_categories`` - 1), "gaussian", "poisson" or
     "negative_binomial". The covariance of a gaussian one is "fixed" (at ``scale``), "learned" (a number a column), or
-    computed by the decoder: "diagonal", "low_rank" (of rank ``rank``) or "full". ``posterior`` is "diagonal" or
-    "full". ``encoder`` and ``decoder`` take any torch modules in place of the perceptrons with ``hidden`` units.
-    The encoder sees missing cells as 0.
+    computed by the decoder: "diagonal", "low_rank" (of rank ``rank``) or "full". ``posterior`` is the family of
+    q: "diagonal" or "full" (normal), "mixture" (of diagonal normals) or "flow". ``encoder`` and ``decoder`` take any
+    torch modules in place of the perceptrons with ``hidden`` units. The encoder sees missing cells as 0.
     """
-    K, full = latent_dim, posterior == "full"
+    K = latent_dim
     check_sizes(latent_dim=K)
-    check_option("posterior", posterior, ("diagonal", "full"))
+    family = posterior_of(posterior, K, components)
     law = likelihood_of(likelihood, covariance, num_categories, scale, rank)
 
     networks = Networks(
         decoder=decoder or (lambda D: mlp(K, hidden[::-1], law.num_outputs(D))),
-        encoder=encoder or (lambda D: mlp(D, hidden, num_stats(K, full))),
+        encoder=encoder or (lambda D: mlp(D, hidden, family.num_stats)),
+        **family.networks,
     )
 
     def model(x: Tensor) -> None:
@@ -83,6 +88,6 @@ def vae(
     def guide(x: Tensor) -> None:
         encode = networks.use("encoder", x.shape[1])
         with pyro.plate("data", len(x)):
-            pyro.sample("z", normal_of(encode(filled(x)), K, full))
+            pyro.sample("z", family.of(encode(filled(x))))
 
-    return Pair(model, guide, networks.initialize(decoder=law.start))
+    return Pair(model, guide, networks.initialize(decoder=law.start, **family.starts))
