@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,8 +20,10 @@ from .data import DataError, Dataset
 from .deep_bound import Drawn, configurations, draw, log_weights, terms
 from .deep_checks import check_sites
 from .deep_fit import OWN
-from .deep_story import Story, installed, read_story, to_dtype
+from .deep_linear import exact, line_of
+from .deep_story import SAMPLE, Story, installed, read_story, to_dtype
 from .derived import Moments
+from .generate import empty_rows
 from .networks import DIVIDER
 from .pareto import k_hat
 from .structure import base_of, engine_state
@@ -132,8 +135,21 @@ def weights(fit: Any, dataset: Dataset, num: int, seed: int) -> Tensor:
 
 
 def score(fit: Any, dataset: Dataset) -> Tensor:
-    """The importance-weighted bound of each row, (N,)."""
-    return importance(fit, dataset, ROW_DRAWS).log_prob
+    """log p(x_n), (N,), where the model is linear and normal; of any other the importance-weighted bound."""
+    with opened(fit, dataset, fit.seed) as it:
+        check_sites(it.story, it.data, dataset.schema, spread=False)
+        found = exact(it.story, it.values, it.data)
+    return importance(fit, dataset, ROW_DRAWS).log_prob if found is None else found
+
+
+def score_kind(fit: Any) -> str:
+    """How `score` is computed."""
+    with contextlib.suppress(DataError):
+        few = slice_rows(fit.data.values, slice(SAMPLE)) if fit.data is not None else empty_rows(fit, SAMPLE)
+        with opened(fit, Dataset(few, fit.schema), fit.seed) as it:
+            if line_of(it.story, it.values, it.data) is not None:
+                return "exact: the model is normal, and linear in its latent"
+    return f"importance-weighted bound of {ROW_DRAWS} draws"
 
 
 def shares(story: Story, drawn: Drawn) -> Tensor:

@@ -19,7 +19,7 @@ from torch.distributions import constraints
 
 from .errors import OptionError
 from .family import LOG_2PI
-from .networks import normal_of, num_stats, positive
+from .networks import FLOOR, normal_of, num_stats, positive
 
 POSTERIORS = ("diagonal", "full", "mixture", "flow")
 COMPONENTS = 4  # of a mixture
@@ -72,6 +72,36 @@ def posterior_of(name: str, size: int, components: int = COMPONENTS, network: st
         return Posterior(2 * size + CONTEXT, of, {network: lambda _: bends()}, {})
     full = name == "full"
     return Posterior(num_stats(size, full), lambda stats: normal_of(stats, size, full), {}, {})
+
+
+def free_numbers(fn: Any) -> tuple[Tensor, Callable[[Tensor], Any]] | None:
+    """The numbers (..., P) that an encoder would have to give for a factor, and the factor of such numbers; None for a
+    family of another kind.
+    """
+    if isinstance(fn, torch.distributions.Independent) and isinstance(fn.base_dist, dist.Normal) and fn.event_dim == 1:
+        base = fn.base_dist
+        return torch.cat([base.loc, _inverse(base.scale)], -1), lambda free: normal_of(free, fn.event_shape[0])
+    if isinstance(fn, dist.MultivariateNormal):
+        tril = fn.scale_tril
+        rows, cols = torch.tril_indices(tril.shape[-1], tril.shape[-1], -1)
+        free = torch.cat([fn.loc, _inverse(tril.diagonal(dim1=-2, dim2=-1)), tril[..., rows, cols]], -1)
+        return free, lambda free: normal_of(free, fn.event_shape[0], full=True)
+    if isinstance(fn, Mixture):
+        free = torch.cat([fn.logits.unsqueeze(-1), fn.loc, _inverse(fn.scale)], -1).flatten(-2)
+        return free, lambda free: _mixture(free, fn.event_shape[0])
+    if isinstance(fn, Flow):
+        return fn.stats, lambda free: Flow(free, fn.network)
+    if isinstance(fn, torch.distributions.TransformedDistribution):
+        inner, transforms = free_numbers(fn.base_dist), fn.transforms
+        if inner is not None:
+            return inner[0], lambda free: dist.TransformedDistribution(inner[1](free), transforms)
+    return None
+
+
+def _inverse(value: Tensor) -> Tensor:
+    """Of `positive`."""
+    value = value - FLOOR
+    return value + torch.log(-torch.expm1(-value))
 
 
 # --- mixtures ---------------------------------------------------------------------------------------------------------
