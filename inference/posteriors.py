@@ -25,8 +25,8 @@ POSTERIORS = ("diagonal", "full", "mixture", "flow")
 COMPONENTS = 4  # of a mixture
 CONTEXT = 16  # numbers by which an encoder bends a flow, beside its location and scale
 UNITS, BINS, BOUND = 32, 8, 4.0  # of a flow's two layers; their splines are straight lines beyond the bound
-APART = 1.0  # standard deviation of the first locations of a mixture's components
-INVERSE_SOFTPLUS_HALF = -0.4327
+NARROW = -1.5  # free number of the first scales of a mixture's components
+SLOW = 0.2  # logits of weights for each output: one that loses its weight before it has found its place learns no more
 
 
 class Posterior(NamedTuple):
@@ -87,7 +87,7 @@ def free_numbers(fn: Any) -> tuple[Tensor, Callable[[Tensor], Any]] | None:
         free = torch.cat([fn.loc, _inverse(tril.diagonal(dim1=-2, dim2=-1)), tril[..., rows, cols]], -1)
         return free, lambda free: normal_of(free, fn.event_shape[0], full=True)
     if isinstance(fn, Mixture):
-        free = torch.cat([fn.logits.unsqueeze(-1), fn.loc, _inverse(fn.scale)], -1).flatten(-2)
+        free = torch.cat([fn.logits.unsqueeze(-1) / SLOW, fn.loc, _inverse(fn.scale)], -1).flatten(-2)
         return free, lambda free: _mixture(free, fn.event_shape[0])
     if isinstance(fn, Flow):
         return fn.stats, lambda free: Flow(free, fn.network)
@@ -109,23 +109,24 @@ def _inverse(value: Tensor) -> Tensor:
 
 def _mixture(stats: Tensor, size: int) -> Mixture:
     cells = stats.unflatten(-1, (-1, 2 * size + 1))  # (B, C, 2 K + 1)
-    return Mixture(cells[..., 0], cells[..., 1 : size + 1], positive(cells[..., size + 1 :]))
+    return Mixture(SLOW * cells[..., 0], cells[..., 1 : size + 1], positive(cells[..., size + 1 :]))
 
 
 def _apart(components: int, size: int) -> Tensor:
     """Outputs of equal weights, and of locations spread as the prior is: from one place all would climb one hill."""
     points = torch.quasirandom.SobolEngine(size, scramble=True, seed=0).draw(components, dtype=torch.float32)
-    loc = APART * torch.special.ndtri(points.clamp(0.02, 0.98))
-    raw = torch.full((components, size), INVERSE_SOFTPLUS_HALF)
+    loc = torch.special.ndtri(points.clamp(0.02, 0.98))
+    raw = torch.full((components, size), NARROW)
     return torch.cat([torch.zeros(components, 1), loc, raw], 1).flatten()
 
 
 class Mixture(dist.TorchDistribution):
     """A mixture of normal distributions of vectors, each of independent numbers.
 
-    Its draws carry gradients, those to the weights too: with u the distribution functions of each number given those
-    before it, u(z) stays as it is when the params move, so dz = - (du/dz)^-1 du (implicit reparameterization, Figurnov,
-    Mohamed and Mnih 2018; Graves 2016).
+    Its draws carry gradients. A draw moves with the component that it came from; by the weights it moves so that u(z)
+    stays as it is, with u the distribution functions of each number given those before it: dz = - (du/dz)^-1 du
+    (implicit reparameterization, Graves 2016; Figurnov, Mohamed and Mnih 2018). Both have the right mean, and the
+    first has far less noise than the second has for locations and scales.
 
     Parameters
     ----------
@@ -161,32 +162,32 @@ class Mixture(dist.TorchDistribution):
         return (each + self.logits.log_softmax(-1)).logsumexp(-1)
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
-        with torch.no_grad():
-            which = dist.Categorical(logits=self.logits).sample(torch.Size(sample_shape))  # (..., B)
-            index = which[..., None, None].expand(*which.shape, 1, self.loc.shape[-1])
-            both = (self.loc.expand(*which.shape, -1, -1), self.scale.expand(*which.shape, -1, -1))
-            loc, scale = (cells.gather(-2, index).squeeze(-2) for cells in both)
-            value = loc + scale * torch.randn_like(loc)
-        return value + self._moved(value) if torch.is_grad_enabled() else value
+        which = dist.Categorical(logits=self.logits.detach()).sample(torch.Size(sample_shape))  # (..., B)
+        index = which[..., None, None].expand(*which.shape, 1, self.loc.shape[-1])
+        both = (self.loc.expand(*which.shape, -1, -1), self.scale.expand(*which.shape, -1, -1))
+        loc, scale = (cells.gather(-2, index).squeeze(-2) for cells in both)
+        value = loc + scale * torch.randn_like(loc)
+        return value + self._moved(value.detach()) if self.logits.requires_grad else value
 
     def _moved(self, value: Tensor) -> Tensor:
-        """Zeros whose gradient is that of a draw."""
-        away = (value.unsqueeze(-2) - self.loc) / self.scale  # (..., C, K)
-        each = -0.5 * away**2 - self.scale.log()
-        before = each.cumsum(-1) - each  # log density of the numbers before each, up to a constant
+        """Zeros whose gradient is that of a draw by the weights."""
+        with torch.no_grad():
+            away = (value.unsqueeze(-2) - self.loc) / self.scale  # (..., C, K)
+            each = -0.5 * away**2 - self.scale.log()
+            before = each.cumsum(-1) - each  # log density of the numbers before each, up to a constant
         share = (before + self.logits.unsqueeze(-1)).softmax(-2)  # of the components, given these
         with torch.no_grad():
             lower = (share * torch.special.ndtr(away)).sum(-2)
             sign = torch.where(lower < 0.5, 1.0, -1.0)  # from the nearer tail, where a small number is no difference
-        tail = torch.special.ndtr(away * sign.unsqueeze(-2))
-        u = sign * (share * tail).sum(-2)  # (..., K)
+            tail = torch.special.ndtr(away * sign.unsqueeze(-2))
+        u = (share * tail).sum(-2)  # (..., K)
         with torch.no_grad():
             slope = -away / self.scale  # of each component's log density, by number
             common = torch.einsum("...ck,...cj->...kj", share, slope)
             rise = torch.einsum("...ck,...ck,...cj->...kj", share, tail, slope)
-            jacobian = sign.unsqueeze(-1) * (rise - u.abs().unsqueeze(-1) * common)
             density = (share * (each - 0.5 * LOG_2PI).exp()).sum(-2)
-            jacobian = jacobian.tril(-1) + torch.diag_embed(density.clamp_min(torch.finfo(density.dtype).tiny))
+            density = sign * density.clamp_min(torch.finfo(density.dtype).tiny)
+            jacobian = (rise - u.unsqueeze(-1) * common).tril(-1) + torch.diag_embed(density)
         return -torch.linalg.solve_triangular(jacobian, (u - u.detach()).unsqueeze(-1), upper=False).squeeze(-1)
 
 

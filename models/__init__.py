@@ -32,7 +32,7 @@ from .mixtures import (
 )
 from .raters import bayesian_dawid_skene, dawid_skene
 from .registry import register
-from .topics import gamma_poisson_factorization, lda
+from .topics import gamma_poisson_factorization, lda, sparse_gamma
 
 __all__ = [
     "analysis",
@@ -67,6 +67,7 @@ __all__ = [
     "register",
     "regressions",
     "semi_supervised_vae",
+    "sparse_gamma",
     "stochastic_block",
     "student_t",
     "vae",
