@@ -17,8 +17,9 @@ from .data import Schema
 from .deep_story import Story
 from .errors import ModelError, OptionError
 from .free import base_constraint
-from .networks import DIVIDER, fresh, mlp, normal_of, num_stats
+from .networks import DIVIDER, fresh, mlp
 from .pair import Pair
+from .posteriors import COMPONENTS, POSTERIORS, posterior_of
 from .rows import Rows, pieces
 
 NETWORK = "encoder"
@@ -26,29 +27,33 @@ NETWORK = "encoder"
 
 @dataclass(frozen=True)
 class Amortized:
-    """A guide that an encoder computes: normal factors of the unconstrained continuous latents of a row.
+    """A guide that an encoder computes: factors of the unconstrained continuous latents of a row.
 
     Attributes
     ----------
-    full : bool
-        A full covariance of each latent, not a diagonal one.
+    posterior : str
+        The family of each factor: "diagonal", "full" (normal), "mixture" (of normals) or "flow".
     hidden : sequence of int
         Units of the hidden layers; none for a linear encoder.
+    components : int
+        Of a mixture.
     """
 
-    full: bool = False
+    posterior: str = "diagonal"
     hidden: Sequence[Any] = (64,)
+    components: int = COMPONENTS
 
     def __post_init__(self) -> None:
+        posterior_of(self.posterior, 1, self.components)  # refuses what is none
         if any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in self.hidden):
             raise OptionError(f"hidden: met {self.hidden!r}, expected whole numbers of at least 1")
 
     @property
     def name(self) -> str:
-        return "amortized_full" if self.full else "amortized"
+        return "amortized" if self.posterior == "diagonal" else f"amortized_{self.posterior}"
 
 
-NAMES = {"amortized": Amortized(), "amortized_full": Amortized(full=True)}
+NAMES = {shape.name: shape for shape in map(Amortized, POSTERIORS)}
 
 
 def asked_for(guide: Any) -> Amortized | None:
@@ -75,21 +80,32 @@ def amortize(
         known = _measured(data, features)
     mean, sd = known["mean"], known["sd"]
     sizes = {name: _size(fn) for name, fn in story.latents.items()}
-    outputs = [num_stats(size, shape.full) for size in sizes.values()]
+    laws = {
+        name: posterior_of(shape.posterior, size, shape.components, f"{NETWORK}_{name}") for name, size in sizes.items()
+    }
+    outputs = [law.num_stats for law in laws.values()]
     with torch.random.fork_rng():
-        network = mlp(2 * len(mean), shape.hidden, sum(outputs)).to(story.dtype)
+        networks = {NETWORK: mlp(2 * len(mean), shape.hidden, sum(outputs))}
+        for law in laws.values():
+            networks |= {name: build(0) for name, build in law.networks.items()}
+        for network in networks.values():
+            network.to(story.dtype)
 
     def guide(rows: Any) -> None:
-        encoder = pyro.module(NETWORK, network)
+        encoder = pyro.module(NETWORK, networks[NETWORK])
         cells = features(rows)
         cells = (cells - mean.to(cells.device)) / sd.to(cells.device)
         stats = encoder(torch.cat([cells.nan_to_num(nan=0.0), (~cells.isnan()).to(cells.dtype)], -1))
         with pyro.plate("data", num_rows(rows)):
-            for (name, size), part in zip(sizes.items(), stats.split(outputs, -1), strict=True):
-                pyro.sample(name, _factor(story.latents[name], normal_of(part, size, shape.full)))
+            for (name, law), part in zip(laws.items(), stats.split(outputs, -1), strict=True):
+                pyro.sample(name, _factor(story.latents[name], law.of(part)))
 
-    initialize = _with_weights(pair, network)
-    return replace(pair, guide=guide, initialize=initialize), {"mean": mean, "sd": sd}
+    begun = [law.starts["encoder"](mean) if law.starts else torch.empty(0) for law in laws.values()]
+    initialize = _with_weights(pair, networks, torch.cat(begun))
+    fixed = {"mean": mean, "sd": sd}
+    if shape.posterior == "mixture":
+        fixed["components"] = torch.tensor(shape.components)
+    return replace(pair, guide=guide, initialize=initialize), fixed
 
 
 def _measured(data: Any, features: Callable[[Any], Tensor]) -> dict[str, Tensor]:
@@ -107,22 +123,23 @@ def _measured(data: Any, features: Callable[[Any], Tensor]) -> dict[str, Tensor]
     return {"mean": mean, "sd": torch.where(sd > 0, sd, 1.0)}
 
 
-def _with_weights(pair: Pair, network: nn.Module) -> Callable[..., Any]:
+def _with_weights(pair: Pair, networks: Mapping[str, nn.Module], begun: Tensor) -> Callable[..., Any]:
     """Starting values of the model, and of the encoder for each of them."""
 
     def initialize(data: Any, generator: torch.Generator) -> Any:
         found = pair.initialize(data, generator) if pair.initialize else {}
         each = iter([found]) if isinstance(found, Mapping) else found
         for one in each:
-            yield {**one, **fresh({NETWORK: network}, generator)}
+            yield {**one, **fresh(networks, generator, {NETWORK: begun} if len(begun) else {})}
 
     return initialize
 
 
-def hidden_of(parts: Mapping[str, Tensor]) -> tuple[int, ...]:
-    """The hidden layers of an encoder, from its weights."""
-    weights = [value for name, value in parts.items() if DIVIDER in name and value.dim() == 2]
-    return tuple(len(weight) for weight in weights[:-1])
+def shape_of(guide: str, parts: Mapping[str, Tensor]) -> Amortized:
+    """The guide of a fit, from its name and its parts."""
+    weights = [v for name, v in parts.items() if name.startswith(f"value/{NETWORK}{DIVIDER}") and v.dim() == 2]
+    components = int(parts["fixed/components"]) if "fixed/components" in parts else COMPONENTS
+    return Amortized(NAMES[guide].posterior, tuple(len(weight) for weight in weights[:-1]), components)
 
 
 def _size(fn: Any) -> int:
@@ -132,7 +149,7 @@ def _size(fn: Any) -> int:
 
 
 def _factor(prior: Any, normal: Any) -> Any:
-    """A normal of vectors as a distribution over the values of a latent."""
+    """A distribution of vectors as one over the values of a latent."""
     support, event = prior.support, tuple(prior.event_shape)
     real = base_constraint(support) is constraints.real or support is constraints.real_vector
     if real and len(event) == 1:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from types import ModuleType
 
-from . import allocated, factor_guide, generate, guided, predictions, related, verbs
+from . import allocated, factor_guide, generate, guided, guided_rows, predictions, related, verbs
 
-NETWORKS = ("networks", "amortized", "amortized_full")  # guides of encoders, and of pairs with networks
+# guides of encoders, and of pairs with networks
+NETWORKS = ("networks", "amortized", "amortized_full", "amortized_mixture", "amortized_flow")
 OWN = {allocated.GUIDE: allocated, related.GUIDE: related}  # guides with verbs of their own
 
 
@@ -25,7 +26,7 @@ def filling_of(guide: str) -> ModuleType:
         from . import deep_rows  # what it is made of makes fits
 
         return deep_rows
-    return {**OWN, factor_guide.GUIDE: predictions}.get(guide, generate)
+    return {**OWN, factor_guide.GUIDE: predictions}.get(guide, guided_rows if guide else generate)
 
 
 def making_of(guide: str) -> ModuleType:

@@ -22,6 +22,7 @@ from torch.distributions import Independent, MultivariateNormal, Normal, kl_dive
 from .arrays import num_rows, slice_rows
 from .deep_story import Play, Story, value_of
 from .missing import Missing
+from .posteriors import Flow
 from .structure import base_of, is_bookkeeping
 
 
@@ -245,6 +246,8 @@ def kl_of(q: Any, p: Any, free_nats: float = 0.0) -> Tensor | None:
 
 def detached(fn: Any) -> Any:
     """A distribution whose arguments pass no gradients."""
+    if isinstance(fn, Flow):
+        return fn.frozen()
     out = copy.copy(fn)
     for name, value in vars(fn).items():
         if isinstance(value, Tensor):

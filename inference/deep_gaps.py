@@ -1,4 +1,4 @@
-"""Where a bound loses: in the family of the guide, or in the encoder (Cremer, Li and Duvenaud 2018)."""
+"""Where a bound loses: in the family of the guide, in the encoder (Cremer, Li and Duvenaud 2018), or in the params."""
 
 from __future__ import annotations
 
@@ -6,29 +6,33 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 import pyro
-import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from .arrays import num_rows
+from .arrays import num_rows, tensors_of
 from .checks import check_counts
 from .data import Dataset
 from .deep_bound import draw, elbo, importance_bound, log_weights, terms
+from .deep_linear import exact, optimum
 from .deep_verbs import Opened, opened
 from .errors import ModelError
-from .networks import positive, tril_of
+from .posteriors import free_numbers
 from .rows import as_one
-from .structure import base_of
 
 RATE = 0.1  # of Adam, falling to a hundredth
 
 
 class Gaps(NamedTuple):
-    """Three estimates of each row's log probability, (N,) each, from below; their differences are the gaps."""
+    """Three numbers of each row, (N,) each, that rise to its log probability; their differences are the gaps.
+
+    Where the model is normal and linear in its latent, a fourth: its log probability where all params of the model are
+    at the maximum of their likelihood.
+    """
 
     encoder: Tensor  # the bound under the encoder's factors
     best: Tensor  # the bound under the best factors of that family, found for each row by itself
-    log_prob: Tensor  # the importance-weighted bound
+    log_prob: Tensor  # exact where it can be, otherwise the importance-weighted bound
+    optimum: Tensor | None  # of the rows that were fitted, where there is a closed form
 
     @property
     def amortization(self) -> float:
@@ -39,6 +43,18 @@ class Gaps(NamedTuple):
     def approximation(self) -> float:
         """Lost by the family of the guide."""
         return float((self.log_prob - self.best).mean())
+
+    @property
+    def optimization(self) -> float | None:
+        """Lost by params that are not where their likelihood is highest; None where nobody knows that place."""
+        return None if self.optimum is None else float((self.optimum - self.log_prob).mean())
+
+    def __str__(self) -> str:
+        lines = [("approximation", self.approximation, "by the family of the guide")]
+        lines += [("amortization", self.amortization, "by the encoder")]
+        lines += [("optimization", self.optimization, "by the params")] if self.optimization is not None else []
+        head = f"bound {float(self.encoder.mean()):.4f} nats a row, log p(x) {float(self.log_prob.mean()):.4f}; lost:"
+        return "\n".join([head, *(f"  {name:<14}{value:9.4f}  {why}" for name, value, why in lines)])
 
 
 def gaps(fit: Any, dataset: Dataset, num_steps: int, num: int) -> Gaps:
@@ -51,15 +67,26 @@ def gaps(fit: Any, dataset: Dataset, num_steps: int, num: int) -> Gaps:
         before = _bound(it, num)
         best = _climbed(it, num_steps)
         after = _bound(best, num)
-        exact = _weighed(best, num)
-    return Gaps(before, torch.maximum(before, after), exact)
+        known = exact(it.story, it.values, it.data)
+        log_prob = _weighed(best, num) if known is None else known
+        own = known is not None and _of_fit(fit, dataset)
+        highest = optimum(it.story, it.values, it.data, fit.weights) if own else None
+    return Gaps(before, torch.maximum(before, after), log_prob, highest)
+
+
+def _of_fit(fit: Any, dataset: Dataset) -> bool:
+    """Whether these are the rows that were fitted: of others nobody asks where their own maximum lies."""
+    if fit.data is None:
+        return False
+    both = zip(tensors_of(dataset.values).values(), tensors_of(fit.adapted(None).values).values(), strict=True)
+    return all(a.shape == b.shape and torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in both)
 
 
 def _bound(it: Opened, num: int) -> Tensor:
-    """The bound of each row, with the same noise each time."""
+    """The bound of each row, with the same noise each time, and none where the factor is the posterior itself."""
     torch.manual_seed(0)
     found = [
-        elbo(terms(it.story, draw(it.story, it.values, it.data, 10, it.missing), scaled=False), False)
+        elbo(terms(it.story, draw(it.story, it.values, it.data, 10, it.missing), exact=False, scaled=False), False)
         for _ in range(max(1, num // 10))
     ]
     return torch.stack(found).double().mean(0)
@@ -75,53 +102,26 @@ def _climbed(it: Opened, num_steps: int) -> Opened:
     """The same model with a guide whose every row has numbers of its own, climbed from the encoder's."""
     (name,) = it.story.latents
     fn = draw(it.story, it.values, it.data, 1, it.missing).guide[name]["fn"]
-    base, size = base_of(fn), num_rows(it.data)
-    if not isinstance(base, dist.Normal | dist.MultivariateNormal) or fn.event_dim != 1:
-        raise ModelError(f"gaps: the guide's {type(base).__name__} is not normal, so it cannot be climbed row by row")
-    full = isinstance(base, dist.MultivariateNormal)
-    loc = base.loc.detach().expand(size, -1).clone().requires_grad_()
-    raw = _raw(base).detach().expand(size, -1).clone().requires_grad_()
+    found, size = free_numbers(fn), num_rows(it.data)
+    if found is None:
+        raise ModelError(f"gaps: the guide's {type(fn).__name__} of '{name}' cannot be climbed row by row")
+    start, factor = found
+    free = start.detach().expand(size, -1).clone().requires_grad_()
 
     def guide(rows: Any) -> None:
-        times = num_rows(rows) // size
         with pyro.plate("data", num_rows(rows)):
-            if full:
-                q: Any = dist.MultivariateNormal(loc, scale_tril=tril_of(raw, loc.shape[1]))
-            else:
-                q = dist.Normal(loc, positive(raw)).to_event(1)
-            pyro.sample(name, q if times == 1 else _repeated(q, times))
+            pyro.sample(name, factor(free.repeat(num_rows(rows) // size, 1)))
 
     own = it._replace(story=replace(it.story, pair=replace(it.story.pair, guide=guide)))
-    optimizer = torch.optim.Adam([loc, raw], lr=RATE)
+    optimizer = torch.optim.Adam([free], lr=RATE)
     falling = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.01 ** (1 / num_steps))
     with torch.enable_grad():
         for _ in range(num_steps):
             drawn = draw(own.story, own.values, own.data, 2, own.missing)
             # gradients through the draws alone: their noise is gone where the family holds the posterior (Roeder et
             # al. 2017)
-            found = terms(own.story, drawn, exact=False, scaled=False, frozen=True)
-            loss = -elbo(found, False).sum()
-            (grads_loc, grads_raw) = torch.autograd.grad(loss, [loc, raw])
-            loc.grad, raw.grad = grads_loc, grads_raw
+            found_terms = terms(own.story, drawn, exact=False, scaled=False, frozen=True)
+            (free.grad,) = torch.autograd.grad(-elbo(found_terms, False).sum(), [free])
             optimizer.step()
             falling.step()
     return own
-
-
-def _raw(base: Any) -> Tensor:
-    """Free numbers of a spread."""
-
-    def inverse(value: Tensor) -> Tensor:
-        return value + torch.log(-torch.expm1(-value))
-
-    if not isinstance(base, dist.MultivariateNormal):
-        return inverse(base.scale)
-    tril = base.scale_tril
-    rows, cols = torch.tril_indices(tril.shape[-1], tril.shape[-1], -1)
-    return torch.cat([inverse(tril.diagonal(dim1=-2, dim2=-1)), tril[..., rows, cols]], -1)
-
-
-def _repeated(q: Any, times: int) -> Any:
-    if isinstance(q, dist.MultivariateNormal):
-        return dist.MultivariateNormal(q.loc.repeat(times, 1), scale_tril=q.scale_tril.repeat(times, 1, 1))
-    return dist.Normal(q.base_dist.loc.repeat(times, 1), q.base_dist.scale.repeat(times, 1)).to_event(1)

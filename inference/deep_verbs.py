@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,15 +13,17 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from .amortized import Amortized, amortize, hidden_of
+from .amortized import amortize, shape_of
 from .arrays import is_missing, num_rows, slice_rows
 from .checks import check_counts, check_seed
 from .data import DataError, Dataset
 from .deep_bound import Centred, Drawn, configurations, draw, encode, log_weights, terms
 from .deep_checks import check_sites
 from .deep_fit import OWN
-from .deep_story import Play, Story, installed, read_story, to_dtype
+from .deep_linear import exact, line_of
+from .deep_story import SAMPLE, Play, Story, installed, read_story, to_dtype
 from .derived import Moments
+from .generate import empty_rows
 from .networks import DIVIDER
 from .pareto import k_hat
 from .rows import as_one, with_draws
@@ -76,7 +79,7 @@ def opened(fit: Any, dataset: Dataset, seed: int) -> Iterator[Opened]:
         pair, shape = fit.pair, None
         if fit.guide != OWN:
             pair = replace(pair, guide=None)
-            shape = Amortized(fit.guide == "amortized_full", hidden_of(fit.guide_parts))
+            shape = shape_of(fit.guide, fit.guide_parts)
         story = read_story(pair, values)
         if story.dtype is not torch.float32:
             torch.set_default_dtype(story.dtype)
@@ -138,8 +141,21 @@ def weights(fit: Any, dataset: Dataset, num: int, seed: int) -> Tensor:
 
 
 def score(fit: Any, dataset: Dataset) -> Tensor:
-    """The importance-weighted bound of each row, (N,)."""
-    return importance(fit, dataset, ROW_DRAWS).log_prob
+    """log p(x_n), (N,), where the model is linear and normal; of any other the importance-weighted bound."""
+    with opened(fit, dataset, fit.seed) as it:
+        check_sites(it.story, it.data, dataset.schema, spread=False)
+        found = exact(it.story, it.values, it.data)
+    return importance(fit, dataset, ROW_DRAWS).log_prob if found is None else found
+
+
+def score_kind(fit: Any) -> str:
+    """How `score` is computed."""
+    with contextlib.suppress(DataError):
+        few = slice_rows(fit.data.values, slice(SAMPLE)) if fit.data is not None else empty_rows(fit, SAMPLE)
+        with opened(fit, Dataset(few, fit.schema), fit.seed) as it:
+            if line_of(it.story, it.values, it.data) is not None:
+                return "exact: the model is normal, and linear in its latent"
+    return f"importance-weighted bound of {ROW_DRAWS} draws"
 
 
 def likelihood(fit: Any, dataset: Dataset) -> Tensor:

@@ -121,7 +121,7 @@ class Fit:
         if self.guide == related.GUIDE:
             return "pseudo-likelihood: each node's edges given the labels of the others, averaged over draws"
         if self.guide in NETWORKS:
-            return f"importance-weighted bound of {self._verbs.ROW_DRAWS} draws"
+            return self._verbs.score_kind(self)
         return "importance-weighted bound" if self.bounded else "average over draws from the guide"
 
     def score(self, data: Any = None) -> Tensor:

@@ -44,8 +44,12 @@ def mlp(
     return nn.Sequential(*layers, nn.Linear(sizes[-1], num_outputs, dtype=torch.float32))
 
 
-def fresh(networks: Mapping[str, nn.Module], generator: torch.Generator) -> dict[str, Tensor]:
-    """Weights drawn anew as torch's layers draw their own, by the names that `pyro.module` gives them."""
+def fresh(
+    networks: Mapping[str, nn.Module], generator: torch.Generator, outputs: Mapping[str, Tensor] | None = None
+) -> dict[str, Tensor]:
+    """Weights drawn anew as torch's layers draw their own, by the names that `pyro.module` gives them; the last layers
+    of some networks moved, so that `outputs` start at given numbers.
+    """
     out: dict[str, Tensor] = {}
     with torch.random.fork_rng():
         torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
@@ -55,6 +59,10 @@ def fresh(networks: Mapping[str, nn.Module], generator: torch.Generator) -> dict
                 if callable(reset := getattr(part, "reset_parameters", None)):
                     reset()
             out |= {f"{name}{DIVIDER}{key}": value.detach() for key, value in again.named_parameters()}
+    for name, wanted in (outputs or {}).items():
+        last = [key for key in out if key.startswith(f"{name}{DIVIDER}") and key.endswith("bias")][-1]
+        wanted = wanted.to(out[last])
+        out[last] = wanted if wanted.dim() else torch.full_like(out[last], float(wanted))
     return out
 
 
@@ -152,12 +160,8 @@ class Networks:
         A module that was given is left out: it starts with its own weights.
         """
         drawn = [name for name, network in self._networks.items() if not isinstance(network, nn.Module)]
-        found = fresh({name: self._of(name, num_columns) for name in drawn}, generator)
-        for name in set(drawn) & outputs.keys():
-            last = [key for key in found if key.startswith(f"{name}{DIVIDER}") and key.endswith("bias")][-1]
-            wanted = outputs[name].to(found[last])
-            found[last] = wanted if wanted.dim() else torch.full_like(found[last], float(wanted))
-        return found
+        suited = {name: outputs[name] for name in drawn if name in outputs}
+        return fresh({name: self._of(name, num_columns) for name in drawn}, generator, suited)
 
     def initialize(
         self,

@@ -102,9 +102,9 @@ def svi(
         process, without its workers. Without networks memory maps and sparse matrices are loaded whole.
     guide : str, Amortized or callable, optional
         "mean_field", "full_rank", "low_rank" (normal distributions over the unconstrained continuous latents),
-        "delta" (MAP), "amortized", "amortized_full" (an encoder computes the factors of each row, `Amortized` says of
-        what layers), or a guide function of the data. Default: the pair's own, otherwise "mean_field", or "amortized"
-        where the model has networks.
+        "delta" (MAP); "amortized", "amortized_full", "amortized_mixture", "amortized_flow" (an encoder computes the
+        factors of each row, `Amortized` says of what layers); or a guide function of the data. Default: the pair's
+        own, otherwise "mean_field", or "amortized" where the model has networks.
     num_steps : int
         At most.
     batch_size : int, optional

@@ -34,7 +34,7 @@ from .mixtures import (
 )
 from .raters import bayesian_dawid_skene, dawid_skene
 from .registry import register
-from .topics import gamma_poisson_factorization, lda, prodlda
+from .topics import gamma_poisson_factorization, lda, prodlda, sparse_gamma
 
 __all__ = [
     "analysis",
@@ -71,6 +71,7 @@ __all__ = [
     "register",
     "regressions",
     "semi_supervised_vae",
+    "sparse_gamma",
     "stochastic_block",
     "student_t",
     "vae",

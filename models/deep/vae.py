@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from ...inference.data import Schema
 from ...inference.likelihoods import Likelihood, likelihood_of
-from ...inference.networks import Networks, check_option, check_sizes, mlp, normal_of, num_stats
+from ...inference.networks import Networks, check_sizes, mlp
 from ...inference.pair import Pair
+from ...inference.posteriors import posterior_of
 from ...inference.tabular import Kinds, columns_of, tabular
 from ..registry import register
 
@@ -43,6 +44,7 @@ def vae(
     num_categories: int = 2,
     scale: float = 1.0,
     rank: int = 1,
+    components: int = 4,
     encoder: nn.Module | None = None,
     decoder: nn.Module | None = None,
     kinds: Kinds | None = None,
@@ -54,11 +56,13 @@ def vae(
 
         z_n &\sim \mathcal{N}(0, I_K) \\
         x_n \mid z_n &\sim p(x_n \mid f_\theta(z_n)) \\
-        q(z_n \mid x_n) &= \mathcal{N}(\mu_\phi(x_n), \Sigma_\phi(x_n))
+        q(z_n \mid x_n) &= \mathcal{N}(\mu_\phi(x_n), \Sigma_\phi(x_n)) \text{, or a mixture, or a flow}
 
     ==========================  ===========================================================================
     ``decoder``                 network :math:`f_\theta`, (K,) to the outputs that the likelihood needs
-    ``encoder``                 network, (D,) to :math:`\mu_\phi, \Sigma_\phi`: 2 K outputs, or K + K (K + 1) / 2
+    ``encoder``                 network, (D,) to what q needs: 2 K outputs, or K + K (K + 1) / 2 for "full",
+                                C (2 K + 1) for a mixture of C ``components``, 2 K + 16 for a flow
+    ``flow``                    network of a flow, in two layers of splines (Durkan et al. 2019)
     ``scale`` (D,)              of a gaussian likelihood with ``covariance="learned"``; of mixed, of numeric columns
     ``concentration`` (D,)      of a negative binomial likelihood; of mixed, of columns of counts
     ``center``, ``unit`` (D,)   of mixed columns: what they are standardised by, measured and not learned
@@ -69,8 +73,9 @@ def vae(
     ``likelihood`` is "bernoulli", "categorical" (of codes 0 to ``num_categories`` - 1), "gaussian", "poisson",
     "negative_binomial", "mixed", or a `Likelihood` of your own. The covariance of a gaussian one is "fixed" (at
     ``scale``), "learned" (a number a column), or computed by the decoder: "diagonal", "low_rank" (of rank ``rank``) or
-    "full". ``posterior`` is "diagonal" or "full". ``encoder`` and ``decoder`` take any torch modules in place of the
-    perceptrons with ``hidden`` units. The encoder sees missing cells as 0.
+    "full". ``posterior`` is the family of q: "diagonal" or "full" (normal), "mixture" (of diagonal normals) or "flow".
+    ``encoder`` and ``decoder`` take any torch modules in place of the perceptrons with ``hidden`` units. The encoder
+    sees missing cells as 0.
 
     "mixed" gives each column a distribution of its kind, as the column's type says: two labels or booleans are binary,
     other labels categorical, whole numbers counts (negative binomial), any others numeric (normal, standardised
@@ -78,15 +83,16 @@ def vae(
     "count", or give them as Int64). Codes without labels have ``num_categories`` values. Categories enter the encoder
     one-hot, and scores are densities of the table's own units.
     """
-    K, full = latent_dim, posterior == "full"
+    K = latent_dim
     check_sizes(latent_dim=K)
-    check_option("posterior", posterior, ("diagonal", "full"))
+    family = posterior_of(posterior, K, components)
     columns = columns_of(schema, kinds, num_categories)
     law = likelihood_of(likelihood, covariance, num_categories, scale, rank, columns=columns)
 
     networks = Networks(
         decoder=decoder or (lambda D: mlp(K, hidden[::-1], law.num_outputs(D))),
-        encoder=encoder or (lambda D: mlp(law.num_inputs(D), hidden, num_stats(K, full))),
+        encoder=encoder or (lambda D: mlp(law.num_inputs(D), hidden, family.num_stats)),
+        **family.networks,
     )
 
     def model(x: Tensor) -> None:
@@ -99,6 +105,6 @@ def vae(
     def guide(x: Tensor) -> None:
         encode = networks.use("encoder", x.shape[1])
         with pyro.plate("data", len(x)):
-            pyro.sample("z", normal_of(encode(law.inputs(x)), K, full))
+            pyro.sample("z", family.of(encode(law.inputs(x))))
 
-    return Pair(model, guide, networks.initialize(params=law.params, decoder=law.start))
+    return Pair(model, guide, networks.initialize(params=law.params, decoder=law.start, **family.starts))
