@@ -182,7 +182,9 @@ for k, (panel, number) in enumerate(zip(panels, ("m", "s"), strict=True)):
     bins = torch.linspace(low, high, 90).tolist()
     panel.hist(score[:, k].tolist(), bins, density=True, color=ORANGE, alpha=0.55, label="score function")
     panel.hist(pathwise[:, k].tolist(), bins, density=True, color=BLUE, alpha=0.65, label="reparameterization")
-    panel.axvline(float(truth[k]), color="black", linewidth=1.2, linestyle="--", label="exact gradient, the mean of both")
+    panel.axvline(
+        float(truth[k]), color="black", linewidth=1.2, linestyle="--", label="exact gradient, the mean of both"
+    )
     panel.set(xlabel=rf"estimate of $\partial\,$ELBO$\,/\,\partial {number}$ from one draw", yticks=[])
     panel.spines[["top", "right", "left"]].set_visible(False)
 panels[0].set_title(f"{DRAWS} estimates of one gradient", loc="left")
@@ -245,11 +247,11 @@ for title, curve, shade in (("EM on the grid", exact, GREEN), ("VAE", learned, B
         ticks = curve.f(torch.arange(-2.0, 3).unsqueeze(1))
     left.plot(*ticks.T, "o", color=shade, markersize=7, markeredgecolor="white")
 with torch.no_grad():
-    for z, place in zip(range(-2, 3), learned.f(torch.arange(-2.0, 3).unsqueeze(1)).tolist(), strict=True):
-        left.annotate(f"{z}", place, (0, -14), textcoords="offset points", color=BLUE, ha="center", fontsize=9)
-left.set(aspect="equal", xlabel="$x_1$", ylabel="$x_2$")
+    for z, (a, b) in zip(range(-2, 3), ticks.tolist(), strict=True):  # towards the middle of the bend
+        left.annotate(f"{z}", (a, b), (0.72 * a, 0.72 * b), color=BLUE, ha="center", va="center", fontsize=10)
+left.set(aspect="equal", xlabel="$x_1$", ylabel="$x_2$", xlim=(-1.5, 1.5), ylim=(-0.9, 1.3))
 left.set_title("The points, and $f(z)$ for $z$ from $-2.4$ to 2.4", loc="left")
-left.legend(frameon=False, loc="lower center")
+left.legend(frameon=False, loc="lower center", borderaxespad=0)
 steps = range(0, 1000, 4)
 right.plot(steps, by_em, color=GREEN, linewidth=2.5, label=r"EM on the grid, $\log p(x)$")
 right.plot(steps, evidence, color=BLUE, linewidth=2, label=r"VAE, $\log p(x)$ by the grid")
@@ -304,20 +306,23 @@ assert (log_p - amortized).mean() < 0.3
 
 # %%
 order = (log_p - amortized).argsort()
+line = torch.linspace(-4, 4, 1601)
 figure, panels = plt.subplots(1, 3, figsize=(11, 3.3), layout="constrained")
 for panel, n, title in zip(
     panels, (order[0], order[N // 2], order[-1]), ("the best row", "a middling row", "the worst row"), strict=True
 ):
-    density = (joint[n] - log_p[n]).exp() / STEP
-    panel.fill_between(z_grid.squeeze(1), density, color=GREY, linewidth=0, label=r"posterior $p(z \mid x_n)$")
+    with torch.no_grad():
+        log_joint = log_normal(line, 0.0, 1.0) + learned.log_likelihood(bent[n], line.unsqueeze(1))
+    density = (log_joint - log_p[n]).exp()
+    panel.fill_between(line, density, color=GREY, linewidth=0, label=r"posterior $p(z \mid x_n)$")
     own = functional.softplus(free_raw[n]).item()
     for center, width, shade, label in (
         (free_m[n].item(), own, GREEN, "the best normal"),
         (m[n].item(), s[n].item(), ORANGE, "the encoder's"),
     ):
-        panel.plot(z_grid, log_normal(z_grid, center, width).exp(), color=shade, linewidth=2, label=label)
-    seen = z_grid.squeeze(1)[(density > 1e-3 * density.max()) | (log_normal(z_grid, m[n], s[n]).exp() > 0.05).squeeze(1)]
-    panel.set(xlabel="z", yticks=[], xlim=(seen.min() - 0.3, seen.max() + 0.3), ylim=(0, None))
+        panel.plot(line, log_normal(line, center, width).exp(), color=shade, linewidth=2, label=label)
+    seen = line[(density > 0.01 * density.max()) | (log_normal(line, m[n], s[n]) > math.log(0.02))]
+    panel.set(xlabel="z", yticks=[], xlim=(seen.min() - 0.1, seen.max() + 0.1), ylim=(0, None))
     panel.spines[["top", "right", "left"]].set_visible(False)
     panel.set_title(f"{title}: {log_p[n] - amortized[n]:.3f} nats lost", loc="left", fontsize=11)
 handles, names = panels[0].get_legend_handles_labels()
@@ -401,18 +406,24 @@ pair = zoo.create("vae", latent_dim=K, **dict(zip(("encoder", "decoder"), networ
 fit = zoo.fit(pair, digits, epochs=EPOCHS, batch_size=BATCH, learning_rate=4e-3, seed=SEED, tol=0, clip=0)
 by_hand = -torch.tensor(parts, dtype=torch.float64).sum(1)
 by_driver = fit.history[:-1] / len(images)
-print(fit.summary())
-print(f"bound of the last epoch for a digit: by hand {by_hand[-14:].mean():.4f}, by driver {by_driver[-14:].mean():.4f}")
+print(
+    f"bound of the last epoch for a digit: by hand {by_hand[-14:].mean():.4f}, by driver {by_driver[-14:].mean():.4f}"
+)
 assert torch.allclose(by_driver, by_hand, rtol=1e-3)
 
-figure, panel = plt.subplots(figsize=(8.5, 4.2), layout="constrained")
+figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained", width_ratios=(1.4, 1))
 epochs = range(1, EPOCHS + 1)
-panel.stackplot(epochs, *by_epoch.flip(1).T, colors=[ORANGE, BLUE], alpha=0.75, labels=["divergence", "reconstruction"])
+left.stackplot(epochs, *by_epoch.flip(1).T, colors=[ORANGE, BLUE], alpha=0.75, labels=["divergence", "reconstruction"])
 loss = -by_driver.unflatten(0, (EPOCHS, -1)).mean(1)
-panel.plot(epochs, loss, color="black", linewidth=1.2, label="minus the bound, by the driver")
-panel.set(xlabel="epoch", ylabel="nats for a digit", xlim=(1, EPOCHS), ylim=(0, 46))
-panel.set_title("The loss of a VAE: reconstruction plus divergence", loc="left")
-panel.legend(frameon=True, loc="upper right", reverse=True)
+left.plot(epochs, loss, color="black", linewidth=2, linestyle=":", label="minus the bound, by the driver")
+left.set(xlabel="epoch", ylabel="nats for a digit", xlim=(1, EPOCHS), ylim=(0, 36))
+left.set_title("The loss of a VAE is a sum of two", loc="left")
+left.legend(frameon=False, loc="upper right", reverse=True)
+right.plot(epochs, by_epoch[:, 1], color=ORANGE, linewidth=2)
+right.set(xscale="log", xlabel="epoch", ylim=(0, None), xlim=(1, EPOCHS))
+right.set_xticks([1, 2, 5, 10, 20, 60], ["1", "2", "5", "10", "20", "60"])
+right.minorticks_off()
+right.set_title("The divergence by itself", loc="left")
 save(figure, "10_loss")
 
 # %% [markdown]
@@ -449,7 +460,9 @@ nearest = torch.cdist(codes, codes).fill_diagonal_(math.inf).argmin(1)
 agree = (label[nearest] == label).double().mean()
 gaps = fit.gaps(images[:300], num_steps=300, num=200)
 print(f"the nearest code is of the same digit for {agree:.0%}")
-print(f"bound {gaps.encoder.mean():.2f}, best normal of each row {gaps.best.mean():.2f}, log p {gaps.log_prob.mean():.2f}")
+print(
+    f"bound {gaps.encoder.mean():.2f}, best normal of each row {gaps.best.mean():.2f}, log p {gaps.log_prob.mean():.2f}"
+)
 print(f"nats lost on a digit: by the encoder {gaps.amortization:.2f}, by the normal {gaps.approximation:.2f}")
 assert agree > 0.5
 assert gaps.amortization > 0
