@@ -73,7 +73,15 @@ def slice_rows(values: Any, index: slice | Tensor) -> Any:
     if hasattr(values, "pick"):  # `bags.Bags`, whose cells belong to rows otherwise
         return values.pick(index)
     rows = num_rows(values)
-    return map_tensors(lambda tensor: tensor[index] if tensor.dim() and len(tensor) == rows else tensor, values)
+
+    def of(tensor: Tensor) -> Tensor:
+        if not (tensor.dim() and len(tensor) == rows):
+            return tensor
+        if isinstance(index, Tensor) and index.dtype is torch.long:
+            return tensor.index_select(0, index)  # more than twice as fast as tensor[index]
+        return tensor[index]
+
+    return map_tensors(of, values)
 
 
 def template(values: Any, n: int) -> Any:

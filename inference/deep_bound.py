@@ -100,24 +100,27 @@ def terms(
     early = bool(story.guided) or configs == 1
 
     def lay(term: Tensor, msg: Any, of_guide: bool = False) -> Tensor:
-        if scaled:
+        if scaled and not (msg["mask"] is None and msg["scale"] == 1):
             term = scale_and_mask(term, msg["scale"], msg["mask"])
         if term.dim() > 1:
             term = term.movedim(story.data_dim, -1).flatten(0, -2).sum(0)
-        full = configs if early or not of_guide else 1
-        return term.expand(full * num * size).reshape(full, num, size)
+        shape = (configs if early or not of_guide else 1, num, size)
+        return (term if term.numel() == math.prod(shape) else term.expand(math.prod(shape))).reshape(shape)
 
-    nothing = torch.zeros((), dtype=story.dtype)
-    found: dict[str, Tensor] = dict.fromkeys(Terms._fields, nothing)
+    found: dict[str, Tensor] = {}
+
+    def add(field: str, term: Tensor) -> None:
+        found[field] = found[field] + term if field in found else term
+
     for name in story.observed:
         msg = drawn.model[name]
-        found["likelihood"] = found["likelihood"] + lay(msg["fn"].log_prob(msg["value"]), msg)
+        add("likelihood", lay(msg["fn"].log_prob(msg["value"]), msg))
     for name in story.discrete:
         msg = drawn.model[name]
-        found["discrete"] = found["discrete"] + lay(msg["fn"].log_prob(msg["value"]), msg)
+        add("discrete", lay(msg["fn"].log_prob(msg["value"]), msg))
     for name in story.guided:
         msg = drawn.guide[name]
-        found["log_share"] = found["log_share"] + lay(msg["fn"].log_prob(msg["value"]), msg, True)
+        add("log_share", lay(msg["fn"].log_prob(msg["value"]), msg, True))
     closed = exact and early and (story.ordered or len(story.latents) == 1)
     for name in story.latents:
         p, q = drawn.model[name], drawn.guide[name]
@@ -134,13 +137,15 @@ def terms(
                 )
             )
             log_q = lay(fn.log_prob(first), q, True)
-            found["prior"] = found["prior"] + prior
-            found["log_q"] = found["log_q"] + log_q
-            found["kl"] = found["kl"] + (log_q - prior)
+            add("prior", prior)
+            add("log_q", log_q)
+            add("kl", log_q - prior)
         else:
-            found["kl"] = found["kl"] + lay(known, p)
+            add("kl", lay(known, p))
     shape = (configs, num, size)
-    return Terms(**{name: value.expand(shape) for name, value in found.items()})
+    nothing = torch.zeros((), dtype=story.dtype).expand(shape)
+    each = (found.get(field, nothing) for field in Terms._fields)
+    return Terms(*(term if term.shape == shape else term.expand(shape) for term in each))
 
 
 def log_weights(found: Terms) -> Tensor:

@@ -117,7 +117,8 @@ class Training:
             picked = self.batches.next()
             index = picked if self.train is None else self.train if picked is None else self.train[picked]
             loss = -self.estimate(index)
-            self.optimizer.zero_grad(set_to_none=True)
+            for leaf in leaves:
+                leaf.grad = None  # as `zero_grad` does, without its hooks
             loss.backward()
             value = loss.item()
             self._guard(value, leaves)
