@@ -32,7 +32,6 @@ from torch.nn import functional
 from latentzoo import zoo
 from latentzoo.inference.batches import Batches
 from latentzoo.inference.bundled import load_bundled
-from latentzoo.inference.networks import fresh
 
 FIGURES = Path("figures")  # where the pictures go, relative to the working folder
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#C4C8CC"
@@ -121,11 +120,12 @@ assert abs(exact.log_sd.exp().item() - 0.12) < 0.03
 #
 # Without the grid there is only the bound. For one row, with $q(z) = \mathcal{N}(m, s^2)$,
 #
-# $$\mathrm{ELBO}(m, s) = E_q[\log p_\theta(x \mid z)] - \mathrm{KL}\big(\mathcal{N}(m, s^2) \,\|\, \mathcal{N}(0, 1)\big),
-# \qquad \mathrm{KL} = \tfrac12 (s^2 + m^2 - 1) - \log s.$$
+# $$\mathrm{ELBO}(m, s) = E_q[\log p_\theta(x \mid z)] -
+# \mathrm{KL}\big(\mathcal{N}(m, s^2) \,\|\, \mathcal{N}(0, 1)\big), \qquad
+# \mathrm{KL} = \tfrac12 (s^2 + m^2 - 1) - \log s.$$
 #
-# The divergence is known. The expectation can be estimated by draws; but its *gradient*? The numbers $m$ and $s$ that we
-# want to move are those of the distribution that is drawn from, and a draw has no slope. There are two ways out.
+# The divergence is known. The expectation can be estimated by draws; but its *gradient*? The numbers $m$ and $s$ that
+# we want to move are those of the distribution that is drawn from, and a draw has no slope. There are two ways out.
 #
 # - **Score function.** $\nabla E_q[g(z)] = E_q[g(z) \, \nabla \log q(z)]$ is an expectation again. It takes no slope of
 #   $g$, so it serves discrete latents too. It learns of $g$ only by trying.
@@ -322,7 +322,7 @@ for panel, n, title in zip(
     ):
         panel.plot(line, log_normal(line, center, width).exp(), color=shade, linewidth=2, label=label)
     seen = line[(density > 0.01 * density.max()) | (log_normal(line, m[n], s[n]) > math.log(0.02))]
-    panel.set(xlabel="z", yticks=[], xlim=(seen.min() - 0.1, seen.max() + 0.1), ylim=(0, None))
+    panel.set(xlabel="z", yticks=[], xlim=(float(seen[0]) - 0.1, float(seen[-1]) + 0.1), ylim=(0, None))
     panel.spines[["top", "right", "left"]].set_visible(False)
     panel.set_title(f"{title}: {log_p[n] - amortized[n]:.3f} nats lost", loc="left", fontsize=11)
 handles, names = panels[0].get_legend_handles_labels()
@@ -352,20 +352,19 @@ label = torch.tensor(load_bundled("labelled_digits")["digit"].to_numpy())
 D, HIDDEN, K, EPOCHS, BATCH, SEED = 64, 128, 2, 60, 128, 0
 
 
-def networks():
-    """Encoder and decoder; the weights that they start with are drawn by a generator of their own."""
-    parts = {
-        "encoder": nn.Sequential(nn.Linear(D, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, 2 * K)),
-        "decoder": nn.Sequential(nn.Linear(K, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, D)),
-    }
-    start = fresh(parts, torch.Generator().manual_seed(1))
-    for name, part in parts.items():
-        part.load_state_dict({key: start[f"{name}$$${key}"] for key in part.state_dict()})
-    return parts["encoder"], parts["decoder"]
+def encoder_and_decoder():
+    """The two networks, with the same starting weights each time."""
+    return network(
+        lambda: (
+            nn.Sequential(nn.Linear(D, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, 2 * K)),
+            nn.Sequential(nn.Linear(K, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, D)),
+        ),
+        seed=1,
+    )
 
 
 with torch.random.fork_rng():
-    encoder, decoder = networks()
+    encoder, decoder = encoder_and_decoder()
     optimizer = torch.optim.Adam([*encoder.parameters(), *decoder.parameters()], lr=4e-3, fused=True)
     batches = Batches(len(images), BATCH, SEED + 1)  # which rows each batch has
     torch.manual_seed(SEED)
@@ -398,11 +397,13 @@ assert by_epoch[-1, 0] < by_epoch[low, 0] - 3
 # %% [markdown]
 # ## Digits by the driver
 #
-# In the library the same is two plain Pyro functions, model and guide; `vae` has them. It finds the bound, its gradients
-# and the batches. To compare to the last digit, give it the same two networks, with the same starting weights.
+# In the library the same is two plain Pyro functions, model and guide; `vae` has them. It finds the bound, its
+# gradients and the batches. To compare to the last digit, give it the same two networks, with the same starting
+# weights.
 
 # %%
-pair = zoo.create("vae", latent_dim=K, **dict(zip(("encoder", "decoder"), networks(), strict=True)))
+start = dict(zip(("encoder", "decoder"), encoder_and_decoder(), strict=True))
+pair = zoo.create("vae", latent_dim=K, **start)
 fit = zoo.fit(pair, digits, epochs=EPOCHS, batch_size=BATCH, learning_rate=4e-3, seed=SEED, tol=0, clip=0)
 by_hand = -torch.tensor(parts, dtype=torch.float64).sum(1)
 by_driver = fit.history[:-1] / len(images)
@@ -475,5 +476,5 @@ assert gaps.approximation > 0
 #   leaves what is lost by that as a gap, which can be measured.
 # - A draw $z = m + s \varepsilon$ has a slope, and that is why this learns fast. Where a latent is discrete there is no
 #   such thing; the library sums those out, as EM does.
-# - The loss is reconstruction plus divergence, in nats. When someone shows you a reconstruction, ask for the other half.
+# - The loss is reconstruction plus divergence, in nats. When you are shown a reconstruction, ask for the other half.
 # - If the network $f$ is linear all of this has a closed form to be held against: that is tutorial 11.

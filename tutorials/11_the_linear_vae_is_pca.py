@@ -1,8 +1,8 @@
 # %% [markdown]
 # # 11. The linear VAE is probabilistic PCA
 #
-# A VAE has many parts, and when it disappoints any of them may be to blame: the model, the bound, the encoder, the draws,
-# the optimizer. So it is good to have one VAE of which everything is known. Let both networks be linear:
+# A VAE has many parts, and when it disappoints any of them may be to blame: the model, the bound, the encoder, the
+# draws, the optimizer. So it is good to have one VAE of which everything is known. Let both networks be linear:
 #
 # $$z_n \sim \mathcal{N}(0, I_K), \qquad x_n \mid z_n \sim \mathcal{N}(W z_n + \mu, \; \sigma^2 I_D), \qquad
 # q(z_n \mid x_n) = \mathcal{N}(V x_n + b, \; S).$$
@@ -130,7 +130,10 @@ climb = {"learning_rate": 0.03, "num_particles": 10, "patience": 2}  # ten draws
 linear = Amortized(full=True, hidden=())  # no hidden layer, and a full covariance
 runs = {
     "EM": ("probabilistic_pca", {"num_factors": K, "inference": "em"}),
-    "SVI, a factor for each row": ("probabilistic_pca", {"num_factors": K, "inference": "svi", "num_particles": 10}),
+    "SVI, a factor for each row": (
+        "probabilistic_pca",
+        {"num_factors": K, "inference": "svi", "num_particles": 10, "tol": 1e-6},
+    ),
     "SVI, amortized": ("probabilistic_pca", {"num_factors": K, "inference": "svi", "guide": linear, **climb}),
     "linear VAE, full S": ("linear_vae", {"latent_dim": K, **climb}),
     "linear VAE, diagonal S": ("linear_vae", {"latent_dim": K, "posterior": "diagonal", **climb}),
@@ -164,15 +167,19 @@ for name, (model, options) in runs.items():
 print(f"{'':28}{'bound':>11}{'log p(x)':>12}{'angle':>9}{'noise':>9}{'seconds':>9}")
 for name, (level, evidence, angle, own, seconds) in table.items():
     print(f"{name:28}{level:11.3f}{evidence:12.3f}{angle:9.3f}{own:9.4f}{seconds:9.1f}")
+print("principal angles in degrees:")
+for name, fit in fits.items():
+    both = np.degrees(subspace_angles(reached(fit)[0], axes[:, :K]))
+    print(f"{name:28}", "  ".join(f"{angle:.4f}" for angle in both))
 for name, (level, evidence, angle, _, _) in table.items():
     assert best - (3 if name == "SVI, a factor for each row" else 0.5) < level <= evidence + 1e-6 <= best + 2e-6, name
     assert best - 0.1 < evidence, name
     assert angle < 0.5, name
 
 # %% [markdown]
-# The table on one line. Whatever the way, the likelihood that was reached is the maximum within a tenth of a nat, of 178
-# wines together, and the subspace that of PCA within half a degree. A bound never lies above the likelihood at the same
-# parameters, and no likelihood above the maximum.
+# The table on one line. Whatever the way, the likelihood that was reached is the maximum within a tenth of a nat, of
+# 178 wines together, and the subspace that of PCA within half a degree. A bound never lies above the likelihood at the
+# same parameters, and no likelihood above the maximum.
 
 # %%
 figure, (left, right) = plt.subplots(1, 2, figsize=(11, 3.8), layout="constrained", sharey=True, width_ratios=(2, 1))
@@ -200,9 +207,9 @@ save(figure, "11_one_line")
 
 # %% [markdown]
 # The one bound that stays behind is that of SVI with a factor for each row. It could be as good as the others, but each
-# of its 712 numbers is learned from one wine, and a little noise in each adds up. An encoder learns its few weights from
-# all wines at once. That is the other gain of amortization, beside speed. (Nor is speed what a linear VAE is for: EM has
-# summed $z$ out before the others have drawn their first.)
+# of its 712 numbers is learned from one wine, and a little noise in each adds up. An encoder learns its few weights
+# from all wines at once. That is the other gain of amortization, beside speed. (Nor is speed what a linear VAE is for:
+# EM has summed $z$ out before the others have drawn their first.)
 #
 # ## The encoder has learned Bayes' rule
 #
@@ -217,32 +224,47 @@ V, b = guide["encoder$$$0.weight"].numpy(), guide["encoder$$$0.bias"].numpy()
 tril = tril_of(guide["spread"], K).numpy()
 by_rule = np.linalg.inv(W.T @ W + own * np.eye(K)) @ W.T
 _, wanted = posterior(W, mu, own)
-print("S of the encoder      ", (tril @ tril.T).round(4).tolist())
-print("S by Bayes' rule      ", wanted.round(4).tolist())
+print("S of the encoder ", (tril @ tril.T).round(4).tolist())
+print("S by Bayes' rule ", wanted.round(4).tolist())
 print("largest difference of a weight:", np.abs(V - by_rule).max().round(4))
 assert np.abs(V - by_rule).max() < 0.05
 assert np.abs(tril @ tril.T - wanted).max() < 0.02
 assert np.corrcoef(V.ravel(), by_rule.ravel())[0, 1] > 0.99
 
-figure, panel = plt.subplots(figsize=(6.4, 5), layout="constrained")
+
+def circle(center, covariance):
+    """The outline (2, 60) of one standard deviation."""
+    turn = np.linspace(0, 2 * np.pi, 60)
+    return center[:, None] + np.linalg.cholesky(covariance) @ np.stack([np.cos(turn), np.sin(turn)])
+
+
+figure, (left, right) = plt.subplots(1, 2, figsize=(10.5, 4.8), layout="constrained")
 span = np.array([-1, 1]) * 1.15 * np.abs(by_rule).max()
-panel.plot(span, span, color=GREY, linewidth=2, zorder=0)
+left.plot(span, span, color=GREY, linewidth=2, zorder=0)
 for k, shade in enumerate((BLUE, ORANGE)):
-    panel.plot(by_rule[k], V[k], "o", color=shade, markersize=7, alpha=0.85, label=f"of $z_{k + 1}$")
-panel.set(xlabel=r"Bayes' rule, $M^{-1} W^\top$", ylabel="encoder, $V$", xlim=span, ylim=span, aspect="equal")
-panel.set_title("26 weights, two ways", loc="left")
-panel.legend(frameon=False)
+    left.plot(by_rule[k], V[k], "o", color=shade, markersize=7, alpha=0.85, label=f"of $z_{k + 1}$")
+left.set(xlabel=r"Bayes' rule, $M^{-1} W^\top$", ylabel="encoder, $V$", xlim=span, ylim=span, aspect="equal")
+left.set_title("26 weights, two ways", loc="left")
+left.legend(frameon=False)
+exact, _ = posterior(W, mu, own)
+right.plot(*exact.T, ".", color=GREY, markersize=5, zorder=0)
+for n in range(0, N, 22):
+    right.plot(*circle(exact[n], wanted), color=GREY, linewidth=5, label="Bayes' rule" if n == 0 else None)
+    right.plot(*circle(V @ x[n] + b, tril @ tril.T), color=BLUE, linewidth=1.2, label="encoder" if n == 0 else None)
+right.set(xlabel="$z_1$", ylabel="$z_2$", aspect="equal")
+right.set_title("Posteriors of nine wines, one standard deviation", loc="left")
+right.legend(frameon=False)
 save(figure, "11_bayes_rule")
 
 # %% [markdown]
 # ## What a diagonal posterior chooses
 #
-# The likelihood knows the subspace, but no axes in it: $W$ and $W R$ give the same $W W^\top$. EM and the VAE with a full
-# $S$ stop at whatever rotation they came by. But turn $W$, and the posterior covariance
-# $\sigma^2 (W^\top W + \sigma^2 I)^{-1}$ turns with it. It is diagonal only where the columns of $W$ are orthogonal, and
-# then they are the principal axes themselves. So the VAE that is restricted to a diagonal $S$ loses nothing of the
-# bound, if it takes that one rotation. The restriction costs nothing here and buys axes with a meaning. That VAEs with
-# diagonal posteriors tend to find such axes is no accident.
+# The likelihood knows the subspace, but no axes in it: $W$ and $W R$ give the same $W W^\top$. EM and the VAE with a
+# full $S$ stop at whatever rotation they came by. But turn $W$, and the posterior covariance $\sigma^2 (W^\top W +
+# \sigma^2 I)^{-1}$ turns with it. It is diagonal only where the columns of $W$ are orthogonal, and then they are the
+# principal axes themselves. So the VAE that is restricted to a diagonal $S$ loses nothing of the bound, if it takes
+# that one rotation. The restriction costs nothing here and buys axes with a meaning. That VAEs with diagonal posteriors
+# tend to find such axes is no accident.
 
 # %%
 figure, panels = plt.subplots(1, 2, figsize=(10.5, 5), layout="constrained", sharex=True, sharey=True)
@@ -325,8 +347,8 @@ panels[2].legend(frameon=False, loc="upper right")
 save(figure, "11_collapse")
 
 # %% [markdown]
-# More noise, fewer latents in use, as the closed form has it: no encoder and no optimizer is to blame. A VAE
-# whose decoder has a fixed variance has made this choice without saying so. Learn the noise (`covariance="learned"`, the
+# More noise, fewer latents in use, as the closed form has it: no encoder and no optimizer is to blame. A VAE whose
+# decoder has a fixed variance has made this choice without saying so. Learn the noise (`covariance="learned"`, the
 # default of `vae`), and the data make it.
 #
 # ## What to take away

@@ -29,12 +29,12 @@ from ..registry import register
 )
 def semi_supervised_vae(
     num_classes: int = 10,
-    latent_dim: int = 2,
+    latent_dim: int = 10,
     likelihood: str = "bernoulli",
     hidden: tuple[int, ...] = (128,),
     covariance: str = "learned",
     num_categories: int = 2,
-    label_noise: float = 0.01,
+    label_noise: float = 1e-4,
 ) -> Pair:
     r"""Semi-supervised variational autoencoder (Kingma et al. 2014, model M2).
 
