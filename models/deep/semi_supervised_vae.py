@@ -56,7 +56,9 @@ def semi_supervised_vae(
     ==========================  ===========================================================================
 
     A label is wrong with a small probability :math:`\epsilon`, ``label_noise``: so known labels teach the classifier
-    through the bound itself, where the paper adds a term to it.
+    through the bound itself, where the paper adds a term to it. To call a known label wrong costs
+    :math:`\log (C / \epsilon)` nats, and where labels are few that has to outweigh what the many other rows gain when
+    :math:`y` stands for something else than the class. They gain less where :math:`z` has room for the style of a row.
     """
     C, K = num_classes, latent_dim
     check_sizes(num_classes=C, latent_dim=K)

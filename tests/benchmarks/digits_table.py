@@ -210,14 +210,17 @@ def print_scores(title: str, one: Callable[[int], dict[str, float]]) -> None:
         print(f"| {name} | {spread([run[name] for run in runs], 3)} |", flush=True)
 
 
-def main() -> None:
+def print_digits() -> None:
+    """The whole table, on one thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # trainings of a given length have not come to rest
         print_bounds()
         print_scores(f"share of held-out digits told right, {LABELS} labels", few_labels)
         print_scores("adjusted Rand index of ten clusters of digits", clusters)
+    torch.set_num_threads(threads)
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
-    main()
+    print_digits()
