@@ -163,15 +163,23 @@ def clusters(seed: int, **options: object) -> dict[str, float]:
     images, label, _ = digits()
     given = {**CLUSTERS, **options, "seed": seed, "progress": False}
 
-    def by_means(rows: np.ndarray) -> np.ndarray:
-        return KMeans(10, n_init=10, random_state=seed).fit_predict(rows)
-
-    codes = zoo.fit("vae", images, latent_dim=10, **given).embeddings().to_numpy()
-    mixture = zoo.fit("gaussian_mixture_vae", images, num_components=10, latent_dim=10, **given)
+    means = KMeans(10, n_init=10, random_state=seed)
+    vae = zoo.fit("vae", images, latent_dim=10, **given)
+    codes = vae.latents()["z"]
+    own = torch.from_numpy(means.fit_predict(codes.mean.numpy()))
+    among = torch.nn.functional.one_hot(own.long(), 10).double()
+    share = among.mean(0)
+    loc = among.mT @ codes.mean / among.sum(0).unsqueeze(1)
+    variance = among.mT @ (codes.sd**2 + (codes.mean - loc[own]) ** 2) / among.sum(0).unsqueeze(1)
+    # as in the paper: from the autoencoder, and from clusters of its codes
+    start = {**vae.params, **{name.removeprefix("value/"): value for name, value in vae.guide_parts.items()}}
+    start |= {"weights": share, "loc": loc, "spread": torch.expm1(variance.sqrt()).log()}
+    pair = zoo.create("gaussian_mixture_vae", num_components=10, latent_dim=10)
     found = {
-        "k-means of the pixels": by_means(images),
-        "k-means of the embeddings of vae": by_means(codes),
-        "gaussian_mixture_vae": mixture.clusters().numpy(),
+        "k-means of the pixels": KMeans(10, n_init=10, random_state=seed).fit_predict(images),
+        "k-means of the embeddings of vae": own.numpy(),
+        "gaussian_mixture_vae": zoo.fit(pair, images, **given).clusters().numpy(),
+        "gaussian_mixture_vae, from vae and k-means": zoo.fit(pair, images, start=start, **given).clusters().numpy(),
     }
     return {name: float(adjusted_rand_score(label, one)) for name, one in found.items()}
 
