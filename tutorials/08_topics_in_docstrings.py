@@ -185,7 +185,7 @@ print("of many topics:  ", ", ".join(f"{counts.columns[v]} ({topics_of_word[v]:.
 assert topics_of_word[narrow].max() < 1.3
 assert topics_of_word[wide].min() > 3
 
-shown = sorted(frequent, key=lambda v: -phi[v, a])
+shown = sorted(frequent, key=lambda v: phi[v, b] - phi[v, a])
 figure, panel = plt.subplots(figsize=(8, 4.6), layout="constrained")
 rest = 1 - phi[:, a] - phi[:, b]
 left = np.zeros(len(shown))
@@ -261,7 +261,7 @@ for panel, (title, values) in zip(
     {
         "perplexity, held out (lower is better)": score,
         "coherence (higher is better)": topics_hang,
-        "bound (higher is better)": bound,
+        "bound, thousands of nats (higher is better)": {K: np.array(values) / 1000 for K, values in bound.items()},
     }.items(),
     strict=True,
 ):
@@ -271,7 +271,7 @@ for panel, (title, values) in zip(
     panel.set(xscale="log", xlabel="topics")
     panel.set_xticks(SIZES, [str(K) for K in SIZES])
     panel.minorticks_off()
-    panel.set_title(title, loc="left", fontsize=11)
+    panel.set_title(title, loc="left", fontsize=10)
 save(figure, "08_how_many")
 
 # %% [markdown]

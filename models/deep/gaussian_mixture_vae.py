@@ -62,7 +62,9 @@ def gaussian_mixture_vae(
     ``x`` (N, D)                observed
     ==========================  ===========================================================================
 
-    The guide has no factor of y: given z its posterior is exact.
+    The guide has no factor of y: given z its posterior is exact. From weights drawn at random the components settle on
+    what the first steps show them. The paper starts at a fitted autoencoder and at clusters of its codes; so can a fit,
+    by the networks' weights and ``weights``, ``loc``, ``spread`` in ``start``.
     """
     C, K = num_components, latent_dim
     check_sizes(num_components=C, latent_dim=K)

