@@ -14,7 +14,7 @@ from .data import Schema
 from .deep_bound import draw, values_from
 from .deep_places import places
 from .deep_story import Story, free_value
-from .mixed_rows import pieces
+from .mixed_rows import parts_of
 from .structure import base_of
 
 ROWS = 4096  # looked at together
@@ -34,7 +34,7 @@ def check_sites(story: Story, data: Any, schema: Schema, spread: bool = True) ->
                     continue
                 value = msg["value"]
                 called = Columns(story, values, data, schema, name)
-                for own, fn in pieces(msg["fn"], value.shape[-1] if value.dim() > 1 else 1):
+                for own, fn in parts_of(msg["fn"], value.shape[-1] if value.dim() > 1 else 1):
                     cells = value if fn is msg["fn"] else value[..., own]
                     _check_support(called, own, base_of(fn), cells, start)
                     if start == 0:
@@ -115,7 +115,7 @@ def _check_spread(
         return
     nodes = draw(story, values, slice_rows(data, slice(2)), 1, False).model
     for name, moving in varies.items():
-        for own, part in pieces(nodes[name]["fn"], len(moving)):
+        for own, part in parts_of(nodes[name]["fn"], len(moving)):
             fn = base_of(part)
             spread = getattr(fn, "scale", None) if isinstance(fn, Normal) else None
             if isinstance(fn, MultivariateNormal | LowRankMultivariateNormal):

@@ -20,7 +20,7 @@ from .deep_verbs import ROW_DRAWS, Opened, laid_out, opened, plain_params, sampl
 from .export import to_arviz as open_in_arviz
 from .generate import Draw, _as_given, empty_rows
 from .missing import complete, observed_part
-from .mixed_rows import pieces
+from .mixed_rows import parts_of
 from .structure import base_of
 from .symbols import plain
 
@@ -125,7 +125,7 @@ def _expected(it: Opened, drawn: Drawn, name: str, weight: Tensor, cells: Tensor
     fn = getattr(msg["fn"], "fn", msg["fn"])  # behind the mask of missing cells
     width = fn.event_shape.numel() if fn.event_shape else 1
     found: dict[int, Tensor] = {}
-    for columns, part in pieces(fn, width):
+    for columns, part in parts_of(fn, width):
         own = None if cells is None or len(columns) == width else cells[:, columns]
         values = _expected_part(it, drawn, part, weight, cells if own is None else own)
         if len(columns) == width:

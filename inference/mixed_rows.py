@@ -79,7 +79,7 @@ def _(fn: Any, value: Tensor, observed: Tensor) -> Tensor:
     return found
 
 
-def pieces(fn: Any, width: int) -> Iterator[tuple[list[int], Any]]:
+def parts_of(fn: Any, width: int) -> Iterator[tuple[list[int], Any]]:
     """The columns of an observed row, and their distribution: of mixed rows part by part, each categorical column for
     itself.
     """

@@ -110,8 +110,7 @@ class Networks:
         found = fresh({name: self._of(name, num_columns) for name in drawn}, generator)
         for name in set(drawn) & outputs.keys():
             last = [key for key in found if key.startswith(f"{name}{DIVIDER}") and key.endswith("bias")][-1]
-            wanted = outputs[name].to(found[last])
-            found[last] = wanted if wanted.dim() else torch.full_like(found[last], float(wanted))
+            found[last] = outputs[name].to(found[last])
         return found
 
     def initialize(
