@@ -182,10 +182,10 @@ assert auc["VAE, -log p(x)"] > auc["PCA, reconstruction"] > auc["IsolationForest
 
 # %% [markdown]
 # One digit and one split prove little. `tests/benchmarks/anomaly_jobs.py` leaves out each digit in turn, with five
-# seeds. On average the VAE has an AUC of 0.86 by its density and 0.87 by its reconstruction, PCA 0.77 on the same images
-# (0.85 on the grey ones, of which it sees more) and the forest 0.73. But digits differ more than methods do: it is 0.96
-# for a 7 and 0.63 for a 1. Ten latents can write a 1 without ever having seen one; two cannot so well, and find it at
-# 0.76.
+# seeds. On average the VAE has an AUC of 0.86 by its density and 0.87 by its reconstruction, PCA 0.77 on the same
+# images (0.85 on the grey ones, of which it sees more) and the forest 0.73. But digits differ more than methods do: it
+# is 0.96 for a 7 and 0.63 for a 1. Ten latents can write a 1 without ever having seen one; two cannot so well, and find
+# it at 0.76.
 #
 # So look at what was called strange. First the images of known digits that score highest: most are odd in earnest. Then
 # the fours that score lowest: they could be other digits. Last some that nobody wrote, in the order of their scores:
