@@ -21,6 +21,10 @@ LIKELIHOODS = ("bernoulli", "categorical", "gaussian", "poisson", "negative_bino
 COVARIANCES = ("fixed", "learned", "diagonal", "low_rank", "full")
 
 
+def _unsaid(x: Tensor) -> Tensor:
+    raise NotImplementedError  # `likelihood_of` puts zeros in its place
+
+
 class Likelihood(NamedTuple):
     """The distribution of a row of D cells, given what a decoder puts out: build one for a family of your own.
 
@@ -32,7 +36,7 @@ class Likelihood(NamedTuple):
         Those numbers (B, num_outputs) and D -> a Pyro distribution of rows, batch (B,), event (D,). It may declare a
         `pyro.param`.
     start : callable, optional
-        Data (N, D) -> outputs (num_outputs,) that suit the mean row, where the decoder starts, or one number for all.
+        Data (N, D) -> outputs (num_outputs,) that suit the mean row, where the decoder starts; zeros without it.
     inputs, num_inputs : callable
         Rows (B, D) -> what an encoder is shown of them, (B, num_inputs): the cells themselves, missing ones at 0; and D
         -> their number.
@@ -42,7 +46,7 @@ class Likelihood(NamedTuple):
 
     num_outputs: Callable[[int], int]
     of: Callable[[Tensor, int], Any]
-    start: Callable[[Tensor], Tensor] = lambda x: torch.zeros(())
+    start: Callable[[Tensor], Tensor] = _unsaid
     inputs: Callable[[Tensor], Tensor] = filled
     num_inputs: Callable[[int], int] = lambda d: d
     params: Callable[[Tensor], Mapping[str, Tensor]] = lambda x: {}
@@ -73,7 +77,10 @@ def likelihood_of(
         No such likelihood, or covariance.
     """
     if isinstance(likelihood, Likelihood):
-        return likelihood
+        if likelihood.start is not _unsaid:
+            return likelihood
+        count = likelihood.num_outputs
+        return likelihood._replace(start=lambda x: torch.zeros(count(x.shape[1])))
     known = [name for name in LIKELIHOODS if columns is not None or name != "mixed"]
     if likelihood not in known:
         raise OptionError(f"likelihood: met {likelihood!r}, expected one of {', '.join(known)}, or a Likelihood")

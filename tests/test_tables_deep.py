@@ -259,7 +259,7 @@ def test_a_likelihood_of_ones_own_may_show_the_encoder_what_it_likes():
         seen.append(x.shape[1])
         return torch.cat([x.nan_to_num(), x.nan_to_num() ** 2], -1)
 
-    own = laplace()._replace(inputs=inputs, num_inputs=lambda d: 2 * d)
+    own = Likelihood(laplace().num_outputs, laplace().of, inputs=inputs, num_inputs=lambda d: 2 * d)  # starts at 0
     fit = zoo.fit("missing_data_vae", IRIS, likelihood=own, hidden=(6,), **SHORT)
     assert fit.params["decoder$$$2.weight"].shape == (4, 6)
     assert fit.guide_parts["value/encoder$$$0.weight"].shape == (6, 2 * 4 + 4)
