@@ -458,3 +458,17 @@ def test_rows_moved_by_pieces_are_the_rows(tmp_path, monkeypatch):
     assert arrays.slice_rows(lazily, torch.tensor([3, 1])).device.type == "meta"
     with pytest.raises(OptionError, match=r"'meta' has no room for the .* GiB of the data, and data of several"):
         devices.place(Two(torch.zeros(5), torch.zeros(5, 2)), torch.device("meta"))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+@pytest.mark.parametrize("free", [1e9, 0])
+def test_a_fit_on_a_gpu_is_as_good_as_one_on_the_cpu(free, tmp_path, monkeypatch):
+    monkeypatch.setattr(devices, "free_bytes", lambda _: free)
+    source = mapped(tmp_path, IRIS)
+    options = {"num_steps": 400, "tol": 0, "learning_rate": 0.02, "batch_size": 50}
+    here, there = (zoo.fit("linear_vae", source, device=device, **options) for device in ("cpu", "cuda"))
+    assert all(value.device.type == "cpu" for value in (*there.params.values(), there.history))
+    assert float(there.score(source).mean()) == pytest.approx(float(here.score(source).mean()), abs=0.1)
+    kept = {**options, "device": "cuda", "checkpoint": tmp_path / "run"}
+    zoo.fit("linear_vae", source, **{**kept, "num_steps": 250})
+    assert torch.equal(zoo.fit("linear_vae", source, resume=True, **kept).history, there.history)
