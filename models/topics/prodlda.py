@@ -24,8 +24,8 @@ from ..registry import register
     references=("Srivastava and Sutton (2017), Autoencoding Variational Inference for Topic Models, ICLR",),
     checks=(
         "two topics: the importance-weighted bound beside an integral by quadrature",
-        "documentation, 20 topics: more coherent than those of lda with dropout 0.5, a lower perplexity of new documents "
-        "than lda's with none",
+        "documentation, 20 topics: more coherent than those of lda with dropout 0.5, a lower perplexity of new "
+        "documents than that of lda with none",
     ),
     example="docstrings",
     size="num_topics",
