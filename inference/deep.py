@@ -19,7 +19,7 @@ from .batches import Batches
 from .checks import check_counts, check_options, row_weights
 from .data import Dataset
 from .deep_checkpoints import DeepCheckpoints
-from .deep_checks import check_batch, check_rows_seen, check_sites
+from .deep_checks import check_batch, check_free_bits, check_rows_seen, check_sites
 from .deep_fit import deep_fit
 from .deep_story import Story, free_value, installed, read_story, to_dtype
 from .deep_train import Plan, Progressed, Training, adam
@@ -85,6 +85,8 @@ def deep_svi(pair: Pair, dataset: Dataset, home: torch.device, asked: Asked) -> 
             story = read_story(amortized, values, story.dtype)
         missing = is_missing(values)
         check_sites(story, values, dataset.schema)
+        if plan.free_bits is not None:
+            check_free_bits(story, values)
         if missing:
             check_rows_seen(story, values)
         share = row_weights(asked.weights, num_rows(values), "cpu")

@@ -11,7 +11,7 @@ from torch.distributions import LowRankMultivariateNormal, Multinomial, Multivar
 from .arrays import DataError, num_rows, slice_rows, tensors_of
 from .checks import expected_words, fits_support
 from .data import Schema
-from .deep_bound import draw, values_from
+from .deep_bound import draw, kl_of, values_from
 from .deep_counts import check_row_counts
 from .deep_places import places
 from .deep_story import Story, at_rest, free_value
@@ -151,6 +151,21 @@ def check_batch(story: Story, rows: int) -> None:
                     f"batch_size: met 1 row a step, and layer '{place}' of network '{network}' ({layer}) compares "
                     f"rows: give batches of at least 2"
                 )
+
+
+def check_free_bits(story: Story, data: Any) -> None:
+    """Free bits are of numbers whose divergence is known in closed form."""
+    leaves = {name: free_value(leaf, leaf.declared) for name, leaf in story.leaves.items()}
+    with torch.no_grad(), at_rest(story):
+        drawn = draw(story, values_from(story, leaves), slice_rows(data, slice(2)), 1, False)
+    alone = bool(story.guided) or story.num_configurations == 1
+    for name in story.latents:
+        known = kl_of(drawn.guide[name]["fn"], drawn.model[name]["fn"]) if alone else None
+        if known is None or not (story.ordered or len(story.latents) == 1):
+            raise OptionError(
+                f"free_bits: the KL divergence of '{name}' has no closed form in this pair, so its numbers cannot have "
+                f"any each: use warmup"
+            )
 
 
 def check_rows_seen(story: Story, data: Any) -> None:

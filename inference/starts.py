@@ -171,7 +171,11 @@ def near_rows(x: Tensor, num: int, generator: torch.Generator, spread: float = 0
     """Rows (num, D) of a table drawn at random, none twice before all were, missing cells at their column's mean; each
     cell is moved a little by chance, a share `spread` of its column's standard deviation, so that no two are alike.
     """
-    x = torch.where(x.isnan(), x.nanmean(0), x) if x.is_floating_point() else x.to(torch.get_default_dtype())
+    x = (
+        torch.where(x.isnan(), x.nanmean(0).nan_to_num(), x)
+        if x.is_floating_point()
+        else x.to(torch.get_default_dtype())
+    )
     order = torch.randperm(len(x), generator=generator)
     noise = torch.randn(num, x.shape[1], generator=generator, dtype=x.dtype)
     return x[order[torch.arange(num) % len(x)]] + spread * x.std(0, correction=0) * noise

@@ -339,9 +339,10 @@ def test_bad_documents_and_options_are_named():
 
 
 @pytest.mark.slow
-def test_topics_of_documentation_are_as_coherent_as_those_of_lda():
-    """Measured over two starts: coherence 0.242 and 0.229 (lda), 0.230 and 0.227 (prodlda), 0.199 and 0.274 (without
-    dropout); perplexity of new documents by the bound 311, 302 and 274, by completion of their halves 302, 333 and 286.
+def test_dropout_trades_the_perplexity_of_documentation_for_coherence_on_either_side_of_lda():
+    """Measured over two starts, lda beside prodlda with dropout 0, 0.2 and 0.5: coherence 0.236 beside 0.236, 0.229 and
+    0.297; perplexity of new documents by the bound 311 beside 274, 302 and 376, by completion of their halves 302
+    beside 286, 333 and 418.
     """
     table = adapt("documentation")
     x = table.values.double()[torch.randperm(len(table.values), generator=torch.Generator().manual_seed(0))]
@@ -353,13 +354,11 @@ def test_topics_of_documentation_are_as_coherent_as_those_of_lda():
         return np.mean([(float(coherence(f).mean()), bound_perplexity(f, held), perplexity(f, held)) for f in fits], 0)
 
     point = measured("lda", num_topics=20, tol=1e-4)
-    dropped, whole = measured("prodlda", **options), measured("prodlda", dropout=0.0, **options)
-    assert dropped[0] > point[0] - 0.03
-    assert whole[0] > point[0] - 0.03
-    assert dropped[1] < point[1]
-    assert whole[1] < 0.95 * point[1]
-    assert dropped[2] < 1.15 * point[2]
-    assert whole[2] < point[2]
+    none, much = measured("prodlda", dropout=0.0, **options), measured("prodlda", dropout=0.5, **options)
+    assert much[0] > point[0] + 0.02
+    assert none[0] > point[0] - 0.03
+    assert none[1] < 0.95 * point[1]
+    assert none[2] < point[2]
 
 
 # --- networks that count what passes them -----------------------------------------------------------------------------
@@ -464,6 +463,12 @@ IMAGE = (1, 8, 8)
 def test_networks_of_images_of_the_wrong_shape_are_named_with_their_layer(networks, words):
     with pytest.raises(ModelError, match=words):
         zoo.fit("vae", DIGITS, **networks)
+
+
+def test_free_bits_of_a_divergence_without_a_closed_form_are_refused():
+    for name in ("vampprior_vae", "gaussian_mixture_vae", "hierarchical_vae"):
+        with pytest.raises(OptionError, match=r"free_bits: .* has no closed form"):
+            zoo.fit(name, DIGITS, free_bits=0.1, **SHORT)
 
 
 def test_convolutions_of_no_size_are_refused():
