@@ -10,7 +10,6 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from .arrays import slice_rows
-from .by_guide import NETWORKS
 from .data import DataError, adapt
 from .derived import Moments
 from .plots_columns import UnfitKind
@@ -88,8 +87,8 @@ def manifold(fit: Any, data: Any = None) -> Figure:
 
 
 def _means(fit: Any, data: Any) -> Tensor:
-    if fit.guide not in NETWORKS:
-        raise UnfitKind("it has no encoder")
+    if not fit.guide:
+        raise UnfitKind("its latents have no guide")
     found = [one.mean.reshape(len(one.mean), -1) for one in fit.latents(data).values() if isinstance(one, Moments)]
     if not found:
         raise UnfitKind("its rows have no continuous latents")

@@ -11,7 +11,7 @@ from .deep import (
     semi_supervised_vae,
     vae,
 )
-from .factors import analysis, bayesian_pca, matrix_factorization, mixture, pca
+from .factors import analysis, bayesian_pca, gplvm, matrix_factorization, mixture, pca
 from .graphs import degree_corrected, stochastic_block
 from .hierarchical import normal as hierarchical_normal
 from .measurement import item_response
@@ -51,6 +51,7 @@ __all__ = [
     "gamma_poisson_factorization",
     "gaussian",
     "gaussian_mixture_vae",
+    "gplvm",
     "hierarchical_normal",
     "item_response",
     "latent_class",
