@@ -1,4 +1,4 @@
-"""Expected cells of a fit whose rows have continuous latents that nothing sums out: means over draws of the guide."""
+"""Expected cells where rows have continuous latents that nothing sums out: averages over draws of the guide."""
 
 from __future__ import annotations
 

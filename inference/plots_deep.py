@@ -11,7 +11,6 @@ from torch import Tensor
 
 from .arrays import slice_rows
 from .bags import densified
-from .by_guide import NETWORKS
 from .data import DataError, Dataset, adapt
 from .derived import Moments
 from .plots_columns import UnfitKind
@@ -123,8 +122,8 @@ def sheet(images: Tensor) -> Tensor:
 
 def means_of(fit: Any, data: Any) -> Tensor:
     """Posterior means (N, K) of all continuous latents of the rows."""
-    if fit.guide not in NETWORKS:
-        raise UnfitKind("it has no encoder")
+    if not fit.guide:
+        raise UnfitKind("its latents have no guide")
     found = [one.mean.reshape(len(one.mean), -1) for one in fit.latents(data).values() if isinstance(one, Moments)]
     if not found:
         raise UnfitKind("its rows have no continuous latents")

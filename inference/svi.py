@@ -37,6 +37,7 @@ from .errors import FitError, ModelError, OptionError, warn
 from .estep import one_thread
 from .fit import Fit, finish
 from .free import base_constraint, values_of
+from .guided import ROWS, fingerprint
 from .guides import SHAPES, GuideShape
 from .labels import label_cells
 from .loop import Progress
@@ -299,6 +300,8 @@ def _finished(
         modes = replace(modes, bounds=tuple(ends))
     guided = {name: value for name, value in parts.items() if not name.startswith("param/")}
     shape, sampler = options.shape, run.objective.sampler
+    if shape is not None and run.program.structure.continuous:
+        guided[ROWS] = fingerprint(dataset)
     if isinstance(sampler, OwnGuide):  # its own starting values may be drawn at random: keep what it reached
         guided = {f"value/{name}": value for name, value in values_of(sampler.params, parts, "guide/").items()}
     name = "" if shape is not None and not (guided and shape.noisy) else shape.name if shape else "own"

@@ -13,7 +13,7 @@ from .deep import (
     vae,
     vampprior_vae,
 )
-from .factors import analysis, bayesian_pca, matrix_factorization, mixture, pca
+from .factors import analysis, bayesian_pca, gplvm, matrix_factorization, mixture, pca
 from .graphs import degree_corrected, stochastic_block
 from .hierarchical import normal as hierarchical_normal
 from .measurement import item_response
@@ -53,6 +53,7 @@ __all__ = [
     "gamma_poisson_factorization",
     "gaussian",
     "gaussian_mixture_vae",
+    "gplvm",
     "hierarchical_normal",
     "hierarchical_vae",
     "item_response",
