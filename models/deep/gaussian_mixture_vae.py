@@ -27,7 +27,7 @@ from ..registry import register
     ),
     checks=(
         "the exact sum over components beside sums by quadrature",
-        "digits, five seeds, from the paper's start: adjusted Rand index 0.61 (sd 0.01); k-means of the pixels 0.58, of "
+        "digits, five seeds, from the paper's start: adjusted Rand index 0.61 (sd 0.01); k-means of pixels 0.58, of "
         "codes of `vae` 0.56; from a random start 0.50",
     ),
     example="binary_digits",
