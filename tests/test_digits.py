@@ -52,10 +52,11 @@ def test_held_out_bounds_are_those_of_a_loop_by_hand(table, latents):
 
 
 @pytest.mark.slow
-def test_components_of_the_mixture_are_digits_as_often_as_clusters_of_k_means(table):
-    """From the start that the paper has; from a random one they are worse than k-means, see the table."""
+def test_components_of_the_mixture_are_digits_more_often_than_clusters_of_k_means(table):
+    """From the start that the paper has; from a random one they are less so, see the table."""
     found = means([table.clusters(seed) for seed in table.SEEDS])
-    assert found["gaussian_mixture_vae, from vae and k-means"] > found["k-means of the embeddings of vae"] + 0.01
+    assert found["gaussian_mixture_vae, from vae and k-means"] > found["k-means of the pixels"]
+    assert found["gaussian_mixture_vae, from vae and k-means"] > found["k-means of the embeddings of vae"] + 0.02
     assert found["gaussian_mixture_vae, from vae and k-means"] > found["gaussian_mixture_vae"] + 0.04
     assert found["gaussian_mixture_vae"] > 0.4
     assert found["k-means of the pixels"] > 0.5

@@ -27,7 +27,11 @@ from ..registry import register
         "Jiang, Zheng, Tan, Tang and Zhou (2017), Variational Deep Embedding, IJCAI",
         "Dilokthanakul et al. (2016), Deep Unsupervised Clustering with Gaussian Mixture VAEs, arXiv 1611.02648",
     ),
-    checks=("the exact sum over components beside sums by quadrature",),
+    checks=(
+        "the exact sum over components beside sums by quadrature",
+        "digits, five seeds, from the paper's start: adjusted Rand index 0.61 (sd 0.01); k-means of pixels 0.58, of "
+        "codes of `vae` 0.56; from a random start 0.50",
+    ),
     example="binary_digits",
     size="num_components",
     examples=({"num_components": 3, "hidden": (16,)},),
