@@ -385,7 +385,7 @@ def test_reading_and_fitting_leave_no_trace_in_batch_norm():
     assert all(torch.equal(one.guide_parts[name], again.guide_parts[name]) for name in one.guide_parts)
     assert int(one.guide_parts["buffer/encoder/1.num_batches_tracked"]) == SHORT["num_steps"]  # steps, and nothing else
     assert len(one.generate(1)) == 1  # one row is enough where nothing is learned
-    torch.testing.assert_close(one.latents(IRIS[:1])["z"].mean, one.latents(IRIS)["z"].mean[:1])
+    torch.testing.assert_close(one.latents(IRIS[:1])["z"].mean, one.latents(IRIS)["z"].mean[:1], atol=1e-5, rtol=0)
 
 
 def test_the_best_weights_go_with_what_batch_norm_had_counted_by_then():
