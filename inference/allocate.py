@@ -25,7 +25,7 @@ from .allocating import (
     sum_of,
     update_from,
 )
-from .allocation import Allocation, check_columns
+from .allocation import Allocation, check_margins
 from .bags import Bags
 from .data import Dataset
 from .errors import warn
@@ -65,7 +65,7 @@ def fit_allocation(
     progress: bool | None,
 ) -> Fit:
     """Fit, from each start in turn. Call inside `engine_state`."""
-    check_columns(allocation, dataset.schema)
+    check_margins(allocation, dataset.schema.columns)
     starts = _starts(pair, dataset.values, allocation, structure, restarts, torch.Generator().manual_seed(seed), start)
     with one_thread() as workers:
         if batch_size is None:

@@ -360,23 +360,23 @@ def _check_counts(counts: Bags, site: str, poisson: bool, schema: Schema, shared
                 )
 
 
-def check_columns(allocation: Allocation, schema: Schema) -> None:
-    """A column that counts nothing: in training an error where no prior smooths it, for it would be held impossible."""
-    if allocation.shared.prior is not None:
-        return
+def check_margins(allocation: Allocation, columns: tuple[str, ...] | None) -> None:
+    """A row or a column that counts nothing: in training an error, for nothing is to be learned of it."""
     counts = allocation.counts
-    seen = torch.bincount(counts.index, minlength=counts.width) > 0
+    known = torch.bincount(counts.index, minlength=counts.width) > 0
+    filled = counts.lengths > 0
     if counts.missing is not None:
-        seen[counts.missing[:, 1]] = True
-    if bool(seen.all()):
-        return
-    column = int((~seen).nonzero()[0])
-    names = schema.columns
-    label = repr(names[column]) if names and len(names) == counts.width else str(column)
-    raise DataError(
-        f"data: column {label} is 0 in every row, and '{allocation.shared.name}', a param, would hold it impossible: "
-        f"drop it (there are {int((~seen).sum())} such columns), or give '{allocation.shared.name}' a prior"
-    )
+        known[counts.missing[:, 1]] = True
+        filled[counts.missing[:, 0]] = True
+    for seen, names, kind, other in ((known, columns, "column", "row"), (filled, None, "row", "column")):
+        if bool(seen.all()):
+            continue
+        place = int((~seen).nonzero()[0])
+        label = f"{place} (the first is 0)" if names is None or len(names) != len(seen) else repr(names[place])
+        raise DataError(
+            f"data: {kind} {label} is 0 in every {other}, so the data say nothing of it: leave it out (there are "
+            f"{int((~seen).sum())} such {kind}s)"
+        )
 
 
-__all__ = ["Allocation", "Side", "check_columns", "read_allocation", "sample_of", "slice_rows"]
+__all__ = ["Allocation", "Side", "check_margins", "read_allocation", "sample_of", "slice_rows"]

@@ -17,26 +17,25 @@ def center_and_variance(value: Tensor) -> tuple[Tensor, Tensor]:
 
     A column of one repeated value gets a variance of exactly 0.
     """
+    parts = [part.to(torch.float64) for part in value.split(CHUNK)]
     count = total = torch.zeros((), dtype=torch.float64)
-    for part in value.split(CHUNK):
-        part = part.to(torch.float64)
-        seen = ~part.isnan()
-        count = count + seen.sum(0)
-        total = total + part.nan_to_num(nan=0.0).sum(0)
+    whole = []
+    for part in parts:
+        sums = part.sum(0)
+        whole.append(bool(sums.isfinite().all()))  # then no cell is missing: fewer passes
+        seen = len(part) if whole[-1] else (~part.isnan()).sum(0)
+        count = count + seen
+        total = total + (sums if whole[-1] else part.nan_to_num(nan=0.0).sum(0))
     center = total / count.clamp_min(1)
     square = torch.zeros((), dtype=torch.float64)
-    constant = None
-    for part in value.split(CHUNK):
-        part = part.to(torch.float64)
-        deviation = torch.where(part.isnan(), 0.0, part - center)
+    lows, highs = [], []
+    for part, full in zip(parts, whole, strict=True):
+        deviation = part - center if full else torch.where(part.isnan(), 0.0, part - center)
         square = square + (deviation * deviation).sum(0)
-        low, high = part.nan_to_num(nan=torch.inf).amin(0), part.nan_to_num(nan=-torch.inf).amax(0)
-        constant = (
-            (low, high) if constant is None else (torch.minimum(constant[0], low), torch.maximum(constant[1], high))
-        )
-    assert constant is not None
-    variance = square / count.clamp_min(1)
-    return center, torch.where(constant[0] >= constant[1], 0.0, variance)
+        lows.append((part if full else part.nan_to_num(nan=torch.inf)).amin(0))
+        highs.append((part if full else part.nan_to_num(nan=-torch.inf)).amax(0))
+    constant = torch.stack(lows).amin(0) >= torch.stack(highs).amax(0)
+    return center, torch.where(constant, 0.0, square / count.clamp_min(1))
 
 
 def location_and_variance(value: Tensor) -> tuple[Tensor, Tensor]:

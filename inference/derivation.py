@@ -125,12 +125,6 @@ def _derive(model: Any, data: Any, structure: Structure, given: ByDraws) -> Mean
     program = replace(program, scored=scored, tables={})
     if scored:
         program = at_draws(program, wanted, start)
-    if program.patterns:
-        name = next(iter(program.patterns))
-        raise ModelError(
-            f"cavi: site '{name}' has vectors with some cells missing, which couples them to the others: use a "
-            f'diagonal covariance, or inference="svi"'
-        )
     priors = {
         name: drawn_prior(name, model, data, structure, wanted, start)
         if name in given.sites

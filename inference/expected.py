@@ -85,6 +85,20 @@ class ExpectedMultivariateNormal(Expected):
         log_det = args["precision_matrix|log_det"]
         return torch.cat([shift, packed], -1), 0.5 * (quadratic - log_det + size * LOG_2PI)
 
+    def stand_in(self, args: Args) -> Args:
+        """The normal distribution whose natural parameters are the expected ones.
+
+        E log p(x) is its log density and a number, `excess`: so of a vector with missing cells, which are latent too,
+        exp E log p integrates to its marginal density, and their best factor is its conditional distribution.
+        """
+        precision = args["precision_matrix|mean"]
+        factor = torch.linalg.cholesky(precision)
+        tril = torch.linalg.cholesky(torch.cholesky_inverse(factor))
+        log_det = 2 * factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+        lost = (precision * args["loc|covariance"]).sum((-2, -1))
+        excess = 0.5 * (args["precision_matrix|log_det"] - log_det - lost)
+        return {"loc": args["loc|mean"], "scale_tril": tril, "excess": excess}
+
 
 class ExpectedCategorical(Expected):
     wants: ClassVar = {"probs": PROBS}

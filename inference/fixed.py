@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .expected import Expected
 from .family import LOG_2PI, square
 from .program import Prepared, Program
 from .sites import Site, chunks
@@ -40,7 +41,8 @@ class Fixed(NamedTuple):
 def is_fixed(program: Program) -> bool:
     """Whether no iteration changes the sums over the rows."""
     sites = program.products.values()
-    still = all(site.gathered is None and not site.family.augmented for site in sites)
+    in_expectation = [n for n in program.patterns if isinstance(program.products[n].family, Expected)]
+    still = all(site.gathered is None and not site.family.augmented for site in sites) and not in_expectation
     return bool(sites) and still and not program.latents and not program.scored
 
 

@@ -43,7 +43,7 @@ class PatternSums:
     """Log densities of chunks, and the sums that an M-step wants, pattern by pattern."""
 
     patterns: Patterns
-    args: Args  # loc (R, e..., D), and a covariance argument (R, e..., D, D)
+    args: Args  # loc (R, e..., D), a covariance argument (R, e..., D, D); in expectation `excess` (R, e...) too
     shape: tuple[int, ...]  # (R, e...)
 
     def __post_init__(self) -> None:
@@ -51,6 +51,7 @@ class PatternSums:
         size = tril.shape[-1]
         self.loc = self.args["loc"].expand(*self.shape, size)
         self.covariance = (tril @ tril.mT).expand(*self.shape, size, size)
+        self.excess = self.args["excess"].expand(self.shape).reshape(-1, 1) if "excess" in self.args else 0.0
         self.sums: dict[int, tuple[Tensor, Tensor]] = {}
 
     @cached_property
@@ -65,7 +66,7 @@ class PatternSums:
             return self.loc.new_zeros(count, 0), self.loc.new_zeros(count, 1)
         part = {"loc": self.loc[..., seen], "covariance_matrix": self.covariance[..., seen, :][..., seen]}
         eta, log_normalizer = FAMILY.natural(part)
-        return eta.flatten(0, -2), -log_normalizer.reshape(-1, 1)
+        return eta.flatten(0, -2), self.excess - log_normalizer.reshape(-1, 1)
 
     def scores(self, rows: slice, value: Tensor) -> Tensor:
         """Log densities (R*E, n) of the observed cells of centred values (D, n)."""
@@ -100,6 +101,8 @@ class PatternSums:
         count = self.loc.new_zeros(self.shape)
         for number, (sums, totals) in self.sums.items():
             seen, unseen = self.patterns.distinct[number]
+            if not len(seen) and "excess" in self.args:  # such a row says nothing, and has no factor
+                continue
             weight = totals.reshape(self.shape)
             sums = sums.reshape(*self.shape, -1)
             seen_first, seen_second = sums[..., : len(seen)], square(sums[..., len(seen) :], len(seen))

@@ -278,8 +278,11 @@ def latent_log_prob(site: Site, args: Args) -> Tensor:
 
 
 def whole(args: Args, site: Site) -> Args:
-    """Location and Cholesky factor of a normal family of vectors."""
+    """Location and Cholesky factor of a normal family of vectors; in expectation, of the one that stands in for it."""
     family = site.family
+    if hasattr(family, "stand_in"):
+        found: Args = family.stand_in(args)
+        return found
     return {"loc": args["loc"], "scale_tril": family.cholesky(args)} if hasattr(family, "cholesky") else args
 
 

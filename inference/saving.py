@@ -4,6 +4,7 @@ the folder.
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 from pathlib import Path
 from typing import Any
@@ -17,13 +18,15 @@ from .runs import write_run
 
 def versions() -> dict[str, str]:
     """Versions of what a fit was computed with."""
-    out = {}
-    for name in ("latentzoo", "torch", "pyro-ppl", "numpy"):
-        try:
-            out[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            out[name] = "not installed"
-    return out
+    return {name: _version(name) for name in ("latentzoo", "torch", "pyro-ppl", "numpy")}
+
+
+@functools.cache
+def _version(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
 
 
 def save(fit: Any, folder: str | Path) -> Path:

@@ -83,7 +83,8 @@ def starting_values(
     what the model declares, and the others are jittered around it. `start` overrules the first.
     """
     declared = {name: double(param.value) for name, param in structure.params.items()}
-    drawn = _each(pair.initialize, data, generator, structure)
+    told = start is not None and restarts == 1 and start.keys() >= declared.keys()
+    drawn = _each(None if told else pair.initialize, data, generator, structure)
     starts: list[dict[str, Tensor]] = []
     last = declared  # that was not jittered
     for number in range(restarts):

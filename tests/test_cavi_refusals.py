@@ -171,13 +171,5 @@ def test_an_improper_prior_is_named(model):
         cavi(Pair(model), X)
 
 
-def test_vectors_with_missing_cells_are_refused_with_the_way_out():
-    x = X.clone()
-    x[3, 1] = torch.nan
-    with pytest.raises(ModelError, match=r"some cells missing.*diagonal"):
-        zoo.fit("bayesian_gaussian_mixture", x, covariance="full", num_components=2)
-    assert zoo.fit("bayesian_gaussian_mixture", x, num_components=2).converged
-
-
 def test_auto_goes_elsewhere_where_the_pair_is_not_conjugate():
     assert zoo.fit(Pair(lognormal_prior), X).inference == "em"

@@ -115,8 +115,6 @@ def with_gaps(pair, data, share=0.15):
     found = taken(pair, data)
     values = found.values.double()
     fns = [site["fn"] for site in observed_sites(pair, data)]
-    if "cavi" in zoo.card(pair.origin.name).inference and any(isinstance(fn, dist.MultivariateNormal) for fn in fns):
-        pytest.skip("cavi takes no vectors of which some cells are missing, and says so")
     holes = torch.rand(values.shape, generator=torch.Generator().manual_seed(0)) < share
     holes[:20] = False
     if values.dim() > 1 and values.shape[1] > 1:

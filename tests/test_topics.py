@@ -461,12 +461,31 @@ def test_bad_counts_are_named(data, words):
         assert word in str(error.value)
 
 
-def test_a_column_that_counts_nothing_is_an_error_where_no_prior_smooths_it():
-    x = emptied(columns=[7])
-    with pytest.raises(DataError, match="column 7 is 0 in every row"):
-        zoo.fit(lda(point_topics=True), x, inference="cavi")
-    topics = zoo.fit(lda(), x, inference="cavi", tol=1e-6).params["topics"]
-    assert (topics[:, 7] > 0).all()
+RATES = zoo.create("gamma_poisson_factorization", num_factors=2)
+
+
+@pytest.mark.parametrize("pair", [lda(), lda(point_topics=True), RATES])
+@pytest.mark.parametrize("sparse", [False, True])
+def test_a_column_that_counts_nothing_is_an_error(pair, sparse):
+    x = emptied(columns=[7, 9])
+    with pytest.raises(DataError, match=r"column 7 .*is 0 in every row.* leave it out \(there are 2 such columns\)"):
+        zoo.fit(pair, sp.csr_matrix(x) if sparse else x, inference="cavi")
+
+
+def test_a_row_without_a_count_is_an_error_for_rates_too():
+    with pytest.raises(DataError, match=r"row 5 .*is 0 in every column"):
+        zoo.fit(RATES, emptied(rows=[5]), inference="cavi")
+
+
+def test_a_column_that_counts_nothing_is_named():
+    table = pd.DataFrame(emptied(columns=[7]), columns=[f"w{n}" for n in range(documents().shape[1])])
+    with pytest.raises(DataError, match="column 'w7' is 0 in every row"):
+        zoo.fit(lda(), table, inference="cavi")
+
+
+def test_rows_that_a_fit_scores_may_lack_a_column():
+    fit = zoo.fit(lda(), documents(), inference="cavi", tol=1e-5)
+    assert fit.score(emptied(columns=[7])).isfinite().all()
 
 
 def test_words_that_are_not_known_are_named():

@@ -12,9 +12,9 @@ from latentzoo import zoo
 NEAR = 0.001  # nats by row within which two bounds are the same: 0.1 for each 100 rows
 
 
-def clusters(N: int, D: int, K: int) -> np.ndarray:
+def clusters(N: int, D: int, K: int, apart: float = 3.0) -> np.ndarray:
     rng = np.random.default_rng(0)
-    return rng.normal(size=(N, D)) + 3 * rng.normal(size=(K, D))[rng.integers(0, K, N)]
+    return rng.normal(size=(N, D)) + apart * rng.normal(size=(K, D))[rng.integers(0, K, N)]
 
 
 def precisions(covariance: str, K: int, D: int) -> torch.Tensor:
@@ -119,4 +119,5 @@ CAVI_JOBS = {
     "cavi-em-full": lambda r: against_em("full", 200_000, 16, 32, r),
     "cavi-svi-iris": lambda r: against_svi(load_iris().data, 3, "iris K=3", r),
     "cavi-svi-5k": lambda r: against_svi(clusters(5_000, 8, 6), 6, "N=5k D=8 K=6", r),
+    "cavi-svi-20k": lambda r: against_svi(clusters(20_000, 8, 6, 1.0), 6, "N=20k D=8 K=6, overlapping", min(r, 1)),
 }
