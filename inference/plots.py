@@ -16,6 +16,7 @@ from .plots_deep import embedding, manifold
 from .plots_factors import biplot, loadings, scree
 from .plots_graphs import blocks
 from .plots_items import curves, information
+from .plots_layers import layers
 from .plots_params import params
 from .plots_raters import confusion
 from .plots_regressions import regressions
@@ -43,6 +44,7 @@ KINDS: dict[str, Callable[..., Figure]] = {
     "embedding": embedding,
     "weights": weights,
     "blocks": blocks,
+    "layers": layers,
 }
 """Name of each kind -> the function of a fit, and data where it takes other than the fit's, that draws it."""
 
@@ -51,6 +53,7 @@ BY_STRUCTURE = (
     "blocks",
     "biplot",
     "topics",
+    "layers",
     "params",
     "clusters",
     "regressions",
@@ -73,10 +76,10 @@ def plot(fit: Any, kind: str | None = None, data: Any = None) -> Figure:
     fit : Fit
     kind : str, optional
         One of `KINDS`. Without it: "blocks" of a graph; "biplot" where rows have normal latents that can be summed out;
-        "topics" of a model whose rows mix shared profiles of counts; "params" of one whose rows have no latents;
-        "clusters" of one that observes numbers, "profiles" of categories ("curves" where a quantity of each row is
-        computed from its latent, "confusion" where another column says who gave them), "rates" of counts,
-        "embedding" where rows have continuous latents that a guide knows, and "bound" of any other. Of a fit with
+        "topics" of a model whose rows mix shared profiles of counts; "layers" where these have layers above them;
+        "params" of one whose rows have no latents; "clusters" of one that observes numbers, "profiles" of categories
+        ("curves" where a quantity of each row is computed from its latent, "confusion" where another column says who
+        gave them), "rates" of counts, "embedding" where rows have continuous latents that a guide knows, and "bound" of any other. Of a fit with
         networks "manifold" where its rows are square images with two latent numbers or more, otherwise "embedding".
     data : anything `Fit.adapted` takes, optional
         Rows to draw in place of those of the fit.

@@ -154,6 +154,14 @@ def test_no_other_kernel_is_known():
         zoo.create("gplvm", kernel="matern")
 
 
-def test_pictures_show_where_rows_lie(curves):
+def test_pictures_show_where_rows_lie_and_what_units_bring(curves):
+    layered = zoo.fit("sparse_gamma_def", LINES, units=(3, 2), num_steps=20, tol=0)
+    panels = [axes for axes in layered.plot().axes if axes.images]
+    shown = [np.asarray(axes.images[0].get_array()) for axes in panels]
+    assert [one.shape for one in shown] == [(2, 3), (3, 8)]
+    wanted = layered.params["w0"] / layered.params["w0"].sum(1, keepdim=True)
+    np.testing.assert_allclose(shown[1], wanted.numpy())
+    with pytest.raises(OptionError, match="kind: met 'layers', but it has no layers of positive weights"):
+        curves.plot("layers")
     figure = curves.plot()
     assert "posterior means" in figure.axes[0].get_title(loc="left")
