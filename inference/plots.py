@@ -79,8 +79,9 @@ def plot(fit: Any, kind: str | None = None, data: Any = None) -> Figure:
         "topics" of a model whose rows mix shared profiles of counts; "layers" where these have layers above them;
         "params" of one whose rows have no latents; "clusters" of one that observes numbers, "profiles" of categories
         ("curves" where a quantity of each row is computed from its latent, "confusion" where another column says who
-        gave them), "rates" of counts, "embedding" where rows have continuous latents that a guide knows, and "bound" of any other. Of a fit with
-        networks "manifold" where its rows are square images with two latent numbers or more, otherwise "embedding".
+        gave them), "rates" of counts, "embedding" where rows have continuous latents that a guide knows, and "bound" of
+        any other. Of a fit with networks "manifold" where its rows are square images with two latent numbers or more,
+        otherwise "embedding".
     data : anything `Fit.adapted` takes, optional
         Rows to draw in place of those of the fit.
 
