@@ -67,7 +67,7 @@ def line_of(story: Story, values: dict[str, Tensor], rows: Any) -> Line | None:
     found = [_cells(play.nodes[site], len(points), size) for site in story.observed]
     if any(one is None for one in found):
         return None
-    value, mean, scale = (torch.cat(parts, -1) for parts in zip(*found, strict=True))  # type: ignore[arg-type]
+    value, mean, scale = (torch.cat(parts, -1) for parts in zip(*found, strict=True))
     origin, load = mean[0], (mean[1 : K + 1] - mean[0]).movedim(0, -1)  # (B, C), (B, C, K)
     line = origin + torch.einsum("pk,bck->pbc", points, load)
     room = EXACT * (origin.abs() + load.abs().sum(-1) * points.norm(dim=-1)[:, None, None])

@@ -71,7 +71,7 @@ def _expected(guided: Guided, everywhere: bool) -> dict[str, Tensor]:
         rows = program.structure.data_dim - len(program.structure.trace.nodes[name]["fn"].event_shape)
         shape = [1] * first.dim()
         shape[rows] = -1
-        found[name] = sum(one[name] * weights[s].reshape(shape) for s, one in enumerate(means))
+        found[name] = torch.stack([one[name] * weights[s].reshape(shape) for s, one in enumerate(means)]).sum(0)
     return found
 
 

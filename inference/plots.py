@@ -17,6 +17,7 @@ from .plots_deep import embedding, manifold
 from .plots_factors import biplot, loadings, scree
 from .plots_graphs import blocks
 from .plots_items import curves, information
+from .plots_layers import units
 from .plots_params import params
 from .plots_priors import layers, prior
 from .plots_raters import confusion
@@ -47,6 +48,7 @@ KINDS: dict[str, Callable[..., Figure]] = {
     "embedding": embedding,
     "weights": weights,
     "blocks": blocks,
+    "units": units,
     "roc": roc,
 }
 """Name of each kind -> the function of a fit, and data where it takes other than the fit's, that draws it."""
@@ -58,6 +60,7 @@ BY_STRUCTURE = (
     "blocks",
     "biplot",
     "topics",
+    "units",
     "params",
     "clusters",
     "regressions",
@@ -88,9 +91,10 @@ def plot(fit: Any, kind: str | None = None, data: Any = None, labels: Any = None
     fit : Fit
     kind : str, optional
         One of `KINDS`. Without it: "blocks" of a graph; "biplot" where rows have normal latents that can be summed out;
-        "topics" of a model whose rows mix shared profiles of counts; "params" of one whose rows have no latents;
-        "clusters" of one that observes numbers, "profiles" of categories ("curves" where a quantity of each row is
-        computed from its latent, "confusion" where another column says who gave them), "rates" of counts,
+        "topics" of a model whose rows mix shared profiles of counts; "units" where these have layers above them;
+        "params" of one whose rows have no latents; "clusters" of one that observes numbers, "profiles" of categories
+        ("curves" where a quantity of each row is computed from its latent, "confusion" where another column says who
+        gave them), "rates" of counts,
         "embedding" where rows have continuous latents that a guide knows, and "bound" of any other. Of a fit with
         networks "topics" again; "prior" where that of a row is a mixture; of square images "layers" where rows have
         latents of two layers, "manifold" where they have two numbers or more; otherwise "embedding".

@@ -57,17 +57,18 @@ def posterior_of(name: str, size: int, components: int = COMPONENTS, network: st
     if name not in POSTERIORS:
         raise OptionError(f"posterior: met {name!r}, expected one of {', '.join(POSTERIORS)}")
     if name == "mixture":
-        if isinstance(components, bool) or not isinstance(components, int) or components < 2:
+        if components < 2:
             raise OptionError(f"components: met {components!r}, expected a whole number of at least 2")
         width = components * (2 * size + 1)
         return Posterior(
             width, functools.partial(_mixture, size=size), {}, {"encoder": lambda _: _apart(components, size)}
         )
     if name == "flow":
-        bends = functools.cache(lambda: Bends(size))
+        bends: Callable[[], Any] = functools.cache(lambda: Bends(size))
 
         def of(stats: Tensor) -> Flow:
-            return Flow(stats, pyro.module(network, bends()))
+            bent: Any = pyro.module(network, bends())
+            return Flow(stats, bent)
 
         return Posterior(2 * size + CONTEXT, of, {network: lambda _: bends()}, {})
     full = name == "full"
@@ -78,8 +79,8 @@ def free_numbers(fn: Any) -> tuple[Tensor, Callable[[Tensor], Any]] | None:
     """The numbers (..., P) that an encoder would have to give for a factor, and the factor of such numbers; None for a
     family of another kind.
     """
-    if isinstance(fn, torch.distributions.Independent) and isinstance(fn.base_dist, dist.Normal) and fn.event_dim == 1:
-        base = fn.base_dist
+    base = getattr(fn, "base_dist", None)
+    if isinstance(fn, torch.distributions.Independent) and isinstance(base, dist.Normal) and len(fn.event_shape) == 1:
         return torch.cat([base.loc, _inverse(base.scale)], -1), lambda free: normal_of(free, fn.event_shape[0])
     if isinstance(fn, dist.MultivariateNormal):
         tril = fn.scale_tril
@@ -202,7 +203,8 @@ class Bends(nn.Module):
     def __init__(self, size: int) -> None:
         super().__init__()
         self.size = size
-        order, units = torch.arange(size), [max(UNITS, 2 * size)] * 2
+        order: Any = torch.arange(size)
+        units = [max(UNITS, 2 * size)] * 2
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*input_dim = 1")  # one number bends by the context alone
             layers = [

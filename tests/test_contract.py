@@ -54,7 +54,7 @@ def fit(request, pair, data):
     """One fit for all the tests of a case: fits are frozen."""
     case = request.node.callspec.id
     if case not in FITS:
-        steps = 100 if has_networks(pair, taken(pair, data).values, 0) else 1500  # factors of rows must be at rest
+        steps = 100 if has_networks(pair, taken(pair, data).values, 0) else 800  # factors of rows must be at rest
         short = {"restarts": 1, "num_steps": steps, "tol": 0} if by_gradient(pair) else {"restarts": 3}
         FITS[case] = zoo.fit(pair, data, seed=1, **short)
     return FITS[case]

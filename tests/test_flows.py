@@ -57,7 +57,7 @@ def test_draws_of_a_mixture_carry_the_gradient_of_their_expectation(size):
     wanted = torch.autograd.grad((Mixture(*params).log_prob(points).exp() * bumpy(points)).sum() * cell, params)
     torch.manual_seed(0)
     for dtype in (torch.float64, torch.float32):
-        many = [part.detach().to(dtype).expand(150_000, *part.shape).clone().requires_grad_() for part in params]
+        many = [part.detach().to(dtype).expand(80_000, *part.shape).clone().requires_grad_() for part in params]
         found = torch.autograd.grad(bumpy(Mixture(*many).rsample()).sum(), many)
         for one, exact in zip(found, wanted, strict=True):
             error = one.double().std(0) / len(one) ** 0.5
@@ -90,9 +90,9 @@ def test_the_density_and_the_moments_of_a_mixture_are_those_of_torch():
 @pytest.mark.parametrize("size", [1, 2])
 def test_the_density_of_a_flow_is_one_over_all_and_that_of_its_draws(size):
     q = flow(size)
-    points, cell = grid_of(size, half=12.0, num=5001 if size == 1 else 501)
+    points, cell = grid_of(size, half=12.0, num=5001 if size == 1 else 301)
     with torch.no_grad():
-        assert float(q.log_prob(points.float()).double().exp().sum()) * cell == pytest.approx(1, abs=0.01)
+        assert float(q.log_prob(points.float()).double().exp().sum()) * cell == pytest.approx(1, abs=0.02)
         torch.manual_seed(0)
         z = q.rsample((20_000,))  # (S, 1, K)
         known, again = q.log_prob(z), q.log_prob(z.clone())  # kept from the draw; by the way back
@@ -179,7 +179,7 @@ def by_quadrature(model, x):
 FITS = {}
 
 
-@pytest.fixture(params=list(MODELS))
+@pytest.fixture(params=["two humps", pytest.param("banana", marks=pytest.mark.slow)])
 def fits(request):
     """One fit of each family to a few rows of each model, for all tests."""
     name = request.param
@@ -261,7 +261,7 @@ def test_a_flow_given_time_loses_little(name):
 # --- the same families elsewhere --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["mixture", "flow"])
+@pytest.mark.parametrize("name", ["mixture", pytest.param("flow", marks=pytest.mark.slow)])
 def test_latents_that_are_positive_have_them_too(name):
     """Poisson counts of a gamma rate: log p(x) is that of a negative binomial."""
 
