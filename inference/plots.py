@@ -94,10 +94,10 @@ def plot(fit: Any, kind: str | None = None, data: Any = None, labels: Any = None
         "topics" of a model whose rows mix shared profiles of counts; "units" where these have layers above them;
         "params" of one whose rows have no latents; "clusters" of one that observes numbers, "profiles" of categories
         ("curves" where a quantity of each row is computed from its latent, "confusion" where another column says who
-        gave them), "rates" of counts,
-        "embedding" where rows have continuous latents that a guide knows, and "bound" of any other. Of a fit with
-        networks "topics" again; "prior" where that of a row is a mixture; of square images "layers" where rows have
-        latents of two layers, "manifold" where they have two numbers or more; otherwise "embedding".
+        gave them), "rates" of counts, "embedding" where rows have continuous latents that a guide knows, and "bound" of
+        any other. Of a fit with networks "topics" again; "prior" where that of a row is a mixture; of square images
+        "layers" where rows have latents of two layers, "manifold" where they have two numbers or more; otherwise
+        "embedding".
     data : anything `Fit.adapted` takes, optional
         Rows to draw in place of those of the fit.
     labels : (N,) of bool, optional

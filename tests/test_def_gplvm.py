@@ -161,7 +161,7 @@ def test_pictures_show_where_rows_lie_and_what_units_bring(curves):
     assert [one.shape for one in shown] == [(2, 3), (3, 8)]
     wanted = layered.params["w0"] / layered.params["w0"].sum(1, keepdim=True)
     np.testing.assert_allclose(shown[1], wanted.numpy())
-    with pytest.raises(OptionError, match="kind: met 'layers', but it has no layers of positive weights"):
+    with pytest.raises(OptionError, match="kind: met 'units', but it has no layers of positive weights"):
         curves.plot("units")
     figure = curves.plot()
     assert "posterior means" in figure.axes[0].get_title(loc="left")
