@@ -609,7 +609,7 @@ def test_readme_python_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    first, by_svi, deep, own, bayesian = blocks("python")
+    first, by_svi, deep, mixed, own, bayesian = blocks("python")
     exec(first, {})
     out = capsys.readouterr().out
     assert "\n-180.18547" in out
@@ -639,11 +639,14 @@ def test_readme_python_runs(
     exec(deep, names := {"zoo": zoo})
     assert names["fit"].history[-1] > names["fit"].history[0]
     assert names["encoded"].history[-1] > names["encoded"].history[0]
+    exec(mixed, names := {"zoo": zoo})
+    assert set(names["maker"].generate(4, given={"cylinders": "8"}, seed=0)["cylinders"]) == {"8"}
+    assert names["fit"].impute(names["gaps"])["cylinders"].isin(names["cars"]["cylinders"]).all()
 
 
 def test_readme_commands_run(run: Run) -> None:
     lines = [line for block in blocks("bash") for line in block.splitlines() if line.startswith("latentzoo ")]
-    assert len(lines) == 5
+    assert len(lines) == 6
     for line in lines:
         ran = run(line.removeprefix("latentzoo "))
         assert (ran.code, ran.err) == (0, ""), line
