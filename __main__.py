@@ -40,6 +40,11 @@ OPTIONS: dict[str, dict[str, Any]] = {  # of the drivers
     "batch_size": {"type": int, "help": "rows of a step"},
     "num_particles": {"type": int, "help": "svi: draws from the guide at each step"},
     "learning_rate": {"type": float, "help": "svi: of Adam, where it starts"},
+    "epochs": {"type": int, "help": "svi, networks: passes over the data at most, in place of --num-steps"},
+    "objective": {"help": "svi, networks: elbo, iwae or dreg"},
+    "warmup": {"type": int, "help": "svi, networks: steps over which the KL divergence comes in"},
+    "free_bits": {"type": float, "help": "svi, networks: nats that each number of a latent has for nothing"},
+    "validation": {"type": float, "help": "svi, networks: share of the rows held out, to keep the best weights"},
     "checkpoint": {"metavar": "DIR", "help": "svi: folder where the state is kept as it goes"},
     "resume": {"action": "store_true", "default": None, "help": "svi: go on from --checkpoint"},
 }
@@ -151,6 +156,15 @@ def run_reconstruct(args: argparse.Namespace) -> None:
     write_csv(zoo.load(args.folder).reconstruct(args.data), args.out)
 
 
+def run_embeddings(args: argparse.Namespace) -> None:
+    write_csv(zoo.load(args.folder).embeddings(args.data), args.out)
+
+
+def run_interpolate(args: argparse.Namespace) -> None:
+    first, second = args.between
+    write_csv(zoo.load(args.folder).interpolate(first, second, args.num, args.data), args.out)
+
+
 def run_generate(args: argparse.Namespace) -> None:
     write_csv(zoo.load(args.folder).generate(args.num, given=read_given(args.given), seed=args.seed), args.out)
     if args.out:
@@ -239,6 +253,7 @@ def parsed(argv: Sequence[str] | None) -> argparse.Namespace:
         "fit a model to data",
         "gaussian_mixture iris --num-components 3 --out runs/iris",
         "latent_class carcinoma --num-classes 3 --drop G",
+        "vae binary_digits --latent-dim 2 --epochs 5 --tol 0 --restarts 1 --out runs/vae",
     )
     compare = command(
         run_compare,
@@ -261,6 +276,12 @@ def parsed(argv: Sequence[str] | None) -> argparse.Namespace:
     latents = command(run_latents, "what is known of the latents of every row, as CSV", "runs/iris iris")
     impute = command(run_impute, "the data with missing cells filled in, as CSV", "runs/iris iris --out whole.csv")
     reconstruct = command(run_reconstruct, "what is expected of every row, as CSV", "runs/iris iris --out expected.csv")
+    embeddings = command(run_embeddings, "where an encoder puts every row, as CSV", "runs/vae binary_digits")
+    interpolate = command(
+        run_interpolate,
+        "the rows on the way from one row to another, as CSV",
+        "runs/vae binary_digits --between 0 9 --num 5",
+    )
     generate = command(
         run_generate,
         "draw new rows from a saved fit, as CSV",
@@ -272,7 +293,7 @@ def parsed(argv: Sequence[str] | None) -> argparse.Namespace:
 
     for sub in (show, fit, compare):
         sub.add_argument("name", metavar="NAME", help="a model; latentzoo list names them")
-    on_data = (score, anomaly, latents, impute, reconstruct)
+    on_data = (score, anomaly, latents, impute, reconstruct, embeddings, interpolate)
     for sub in (*on_data, generate, summary):
         sub.add_argument("folder", metavar="RUN", help="the folder that latentzoo fit --out wrote")
     for sub in (fit, compare, *on_data):
@@ -291,6 +312,10 @@ def parsed(argv: Sequence[str] | None) -> argparse.Namespace:
     anomaly.add_argument("--roc", metavar="FILE.png", help="with --labels: draw the ROC curve here")
     what = "values of columns that are conditions, or of latents, such as species=setosa"
     generate.add_argument("--given", metavar="NAME=VALUE", nargs="+", action="extend", default=[], help=what)
+    interpolate.add_argument(
+        "--between", metavar=("FROM", "TO"), type=int, nargs=2, required=True, help="rows, the first being 0"
+    )
+    interpolate.add_argument("--num", type=int, default=8, help="how many rows, ends included (default: 8)")
     generate.add_argument("--num", type=int, default=1, help="how many rows (default: 1)")
     compare.add_argument("--by", default="bic", choices=("aic", "bic", "icl"), help="rank by it (default: bic)")
     fit.add_argument("--out", metavar="DIR", help="folder for the fit, its figures and the latents of every row")

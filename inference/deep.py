@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,7 +22,7 @@ from .deep_checkpoints import DeepCheckpoints
 from .deep_checks import check_batch, check_free_bits, check_rows_seen, check_sites
 from .deep_fit import deep_fit
 from .deep_story import Story, free_value, installed, read_story, to_dtype
-from .deep_train import Plan, Progressed, Training, adam
+from .deep_train import Plan, Progressed, Training, optimizer_of
 from .devices import place, working_on
 from .errors import FitError, HasNetworks, ModelError, OptionError, warn
 from .estep import one_thread
@@ -48,6 +48,7 @@ class Asked(NamedTuple):
     batch_size: int | None
     num_particles: int | None
     learning_rate: float | None
+    optimizer: Callable[..., Any] | None
     objective: str | None
     warmup: Warmup | None
     free_bits: FreeBits | float | None
@@ -106,7 +107,7 @@ def deep_svi(pair: Pair, dataset: Dataset, home: torch.device, asked: Asked) -> 
             torch.manual_seed(asked.seed)
             free = {n: free_value(story.leaves[n], start[n]).detach().clone() for n in start}
             leaves = {n: at[n] if story.leaves[n].weight is not None else free[n].requires_grad_() for n in start}
-            optimizer, decay = adam(leaves, plan.learning_rate)
+            optimizer, decay = optimizer_of(leaves, plan.learning_rate, asked.optimizer)
             batches = Batches(rows, size, asked.seed + 1)
             state = Progressed(plan.learning_rate)
             return Training(story, placed, share, train, held, batches, leaves, plan, missing, state, optimizer, decay)

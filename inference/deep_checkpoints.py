@@ -37,6 +37,7 @@ class DeepCheckpoints:
         if isinstance(given, Rows):
             data["rows"][0] = list(given.shape)
         options = {name: repr(value) for name, value in plan._asdict().items()}
+        options["optimizer"] = type(training.optimizer).__name__
         options |= {"batch_size": training.batches.size, "validation": asked.validation}
         return {"model": leaves, "data": data, **options}
 
@@ -61,7 +62,8 @@ class DeepCheckpoints:
         state, batches = training.state, training.batches
         arrays: dict[str, Tensor] = {f"leaf/{name}": leaf for name, leaf in training.leaves.items()}
         for name, leaf in training.leaves.items():
-            arrays |= {f"{key}/{name}": value for key, value in training.optimizer.state.get(leaf, {}).items()}
+            own = training.optimizer.state.get(leaf, {})
+            arrays |= {f"optimizer/{key}/{name}": torch.as_tensor(v) for key, v in own.items() if v is not None}
         for name, network in training.story.networks.items():
             arrays |= {f"buffer/{name}/{key}": value for key, value in network.named_buffers()}
         arrays |= {f"best/{name}": value for name, value in state.best.items()}
@@ -88,9 +90,12 @@ class DeepCheckpoints:
         with torch.no_grad():
             for name, leaf in training.leaves.items():
                 leaf.copy_(arrays[f"leaf/{name}"])
-                kept = ("step", "exp_avg", "exp_avg_sq")
-                if f"step/{name}" in arrays:
-                    training.optimizer.state[leaf] = {key: arrays[f"{key}/{name}"].to(leaf.device) for key in kept}
+            for place, value in arrays.items():
+                kind, _, rest = place.partition("/")
+                key, _, name = rest.partition("/")
+                if kind == "optimizer":
+                    leaf = training.leaves[name]
+                    training.optimizer.state[leaf][key] = value.to(leaf.device)
             for name, network in training.story.networks.items():
                 for key, buffer in network.named_buffers():
                     buffer.copy_(arrays[f"buffer/{name}/{key}"])

@@ -16,6 +16,7 @@ from .ascent import NotFinite
 from .batches import Batches
 from .deep_bound import Reweighted, draw, elbo, importance_bound, log_weights, terms, values_from
 from .deep_story import Story, to_dtype
+from .errors import OptionError
 from .loop import Progress
 from .rows import first_rows, with_draws
 
@@ -67,7 +68,7 @@ class Training:
     plan: Plan
     missing: bool
     state: Progressed
-    optimizer: torch.optim.Adam
+    optimizer: torch.optim.Optimizer
     decay: Callable[[float], None]
 
     @property
@@ -207,9 +208,26 @@ def row_bounds(
     return torch.cat(parts)
 
 
-def adam(leaves: dict[str, Tensor], rate: float) -> tuple[torch.optim.Adam, Callable[[float], None]]:
-    """Fused Adam of all leaves, and how to change its rate."""
-    optimizer = torch.optim.Adam(list(leaves.values()), lr=rate, fused=True)
+def optimizer_of(
+    leaves: dict[str, Tensor], rate: float, kind: Callable[..., Any] | None
+) -> tuple[torch.optim.Optimizer, Callable[[float], None]]:
+    """An optimizer of all leaves, fused Adam unless another is asked for, and how to change its rate.
+
+    Raises
+    ------
+    OptionError
+        What was asked for makes no optimizer of torch's.
+    """
+    weights = list(leaves.values())
+    if kind is None:
+        optimizer: torch.optim.Optimizer = torch.optim.Adam(weights, lr=rate, fused=True)
+    else:
+        optimizer = kind(weights, lr=rate)
+        if not isinstance(optimizer, torch.optim.Optimizer) or isinstance(optimizer, torch.optim.LBFGS):
+            raise OptionError(
+                f"optimizer: met one that makes a {type(optimizer).__name__}, expected a torch.optim class that steps "
+                f"without looking again, such as torch.optim.AdamW"
+            )
 
     def decay(to: float) -> None:
         for group in optimizer.param_groups:

@@ -68,6 +68,7 @@ def svi(
     num_particles: int | None = None,
     alpha: float = 1.0,
     learning_rate: float | None = None,
+    optimizer: Callable[..., torch.optim.Optimizer] | None = None,
     tol: float = 1e-7,
     clip: float = 10.0,
     restarts: int = 1,
@@ -80,7 +81,7 @@ def svi(
     resume: bool = False,
     epochs: int | None = None,
     objective: str | None = None,
-    warmup: Warmup | None = None,
+    warmup: Warmup | int | None = None,
     free_bits: FreeBits | float | None = None,
     validation: float = 0.0,
     patience: int = 10,
@@ -120,6 +121,9 @@ def svi(
     learning_rate : float, optional
         Of Adam, 0.05 by default, in units of each number's own curvature at the start; with networks 0.001, in those
         of the weights. It falls by itself.
+    optimizer : callable, optional
+        With networks: a class of ``torch.optim``, such as ``torch.optim.AdamW``, or a function that makes one of
+        ``(weights, lr=learning_rate)``. Default: fused Adam.
     tol : float
         Relative: a fit has converged when a lower learning rate gains less. 0 runs exactly `num_steps`.
     clip : float
@@ -139,8 +143,9 @@ def svi(
     epochs, objective, warmup, free_bits, validation, patience :
         With networks: passes over the data at most, in place of `num_steps`; "elbo", "iwae" (the importance-weighted
         bound) or "dreg" (the same, by its doubly reparameterized gradient, Tucker et al. 2019); `Warmup` of the KL
-        divergence; nats that each number of a latent has for nothing (`FreeBits`); the share of the rows held out, on
-        whose bound the best weights are kept; and how many looks at the bound without a gain lower the learning rate.
+        divergence, or its steps; nats that each number of a latent has for nothing (`FreeBits`); the share of the rows
+        held out, on whose bound the best weights are kept; and how many looks at the bound without a gain lower the
+        learning rate.
     device : str or torch.device, optional
         "cpu", "cuda", "mps": where the steps are taken. Default: where the data are. With networks the data are moved
         there once where they take less than half of its free memory, otherwise each batch as it is taken.
@@ -184,6 +189,7 @@ def svi(
     amortized = asked_for(guide)
     options_of_networks = {
         "epochs": epochs,
+        "optimizer": optimizer,
         "objective": objective,
         "warmup": warmup,
         "free_bits": free_bits,
@@ -199,8 +205,9 @@ def svi(
             batch_size,
             num_particles,
             learning_rate,
+            optimizer,
             objective,
-            warmup,
+            Warmup(warmup) if isinstance(warmup, int) else warmup,
             free_bits,
             validation,
             patience,

@@ -28,7 +28,8 @@ from latentzoo.models.registry import register
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
-COMMANDS = tuple("list show fit compare score anomaly latents impute reconstruct generate summary demo".split())
+WORDS = "list show fit compare score anomaly latents impute reconstruct embeddings interpolate generate summary demo"
+COMMANDS = tuple(WORDS.split())
 SURVEY = [  # answers with text and missing cells, and how many people gave them
     ("yes", "red", "high", 12),
     ("yes", "red", "low", 5),

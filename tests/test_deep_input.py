@@ -1,12 +1,14 @@
 """Pairs with networks: bad input, interruptions, and the models one by one."""
 
+from functools import partial
+
 import numpy as np
 import pandas as pd
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from sklearn.datasets import load_digits, load_iris
+from sklearn.datasets import load_iris
 from torch import nn
 
 from latentzoo import Pair, zoo
@@ -18,7 +20,7 @@ from latentzoo.inference.networks import mlp
 pytestmark = pytest.mark.filterwarnings("ignore::latentzoo.inference.errors.ConvergenceWarning")
 
 IRIS = load_iris(as_frame=True).data
-DIGITS = (load_digits().data > 8).astype(np.float64)
+DIGITS = (load_DIGITS[:200].data > 8).astype(np.float64)
 SHORT = {"num_steps": 5, "tol": 0}
 
 
@@ -265,7 +267,7 @@ def test_rows_made_under_conditions_follow_them():
 
 
 def test_a_few_labels_are_enough_to_tell_digits_apart():
-    found = load_digits()
+    found = load_DIGITS[:200]
     label = np.where(np.arange(1797) % 10 == 0, found.target.astype(float), np.nan)
     table = np.column_stack([label, DIGITS])
     fit = zoo.fit("semi_supervised_vae", table, hidden=(64,), epochs=25, tol=0, learning_rate=5e-3)
@@ -299,3 +301,27 @@ def test_a_network_with_dropout_scores_without_it():
     assert decoder.training
     once, twice = fit.reconstruct(DIGITS[:5]), fit.reconstruct(DIGITS[:5])
     np.testing.assert_array_equal(once, twice)
+
+
+# --- optimizers -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("optimizer", [torch.optim.AdamW, partial(torch.optim.SGD, momentum=0.9)])
+def test_other_optimizers_of_torch_step_and_resume(optimizer, tmp_path):
+    options = {"optimizer": optimizer, "hidden": (8,), "batch_size": 50, "tol": 0, "seed": 3}
+    whole = zoo.fit("vae", DIGITS[:200], num_steps=40, **options)
+    adam = zoo.fit("vae", DIGITS[:200], num_steps=40, **{**options, "optimizer": None})
+    assert whole.history[-1] > whole.history[0]
+    assert not torch.equal(whole.history, adam.history)
+    kept = {"checkpoint": tmp_path / "run", **options}
+    zoo.fit("vae", DIGITS[:200], num_steps=15, **kept)
+    again = zoo.fit("vae", DIGITS[:200], num_steps=40, resume=True, **kept)
+    assert torch.equal(again.history, whole.history)
+
+
+def test_what_makes_no_optimizer_is_refused():
+    for wrong, word in ((torch.optim.LBFGS, "LBFGS"), (lambda weights, lr: weights, "list")):
+        with pytest.raises(OptionError, match=f"optimizer: met one that makes a {word}"):
+            zoo.fit("vae", DIGITS[:200], hidden=(8,), num_steps=2, optimizer=wrong)
+    with pytest.raises(OptionError, match="optimizer: .* an option of pairs with networks"):
+        zoo.fit("gaussian_mixture", "iris", num_components=2, inference="svi", optimizer=torch.optim.AdamW)
