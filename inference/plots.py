@@ -36,6 +36,7 @@ KINDS: dict[str, Callable[..., Figure]] = {
     "confusion": confusion,
     "topics": topics,
     "mixtures": mixtures,
+    "layers": layers,
     "profiles": profiles,
     "rates": rates,
     "regressions": regressions,
@@ -44,7 +45,6 @@ KINDS: dict[str, Callable[..., Figure]] = {
     "embedding": embedding,
     "weights": weights,
     "blocks": blocks,
-    "layers": layers,
 }
 """Name of each kind -> the function of a fit, and data where it takes other than the fit's, that draws it."""
 
