@@ -72,7 +72,8 @@ def guided_on(fit: Any, dataset: Dataset) -> Guided:
         return Guided(program, factor_guide(fit, dataset.values, structure), {}, point)
     sampler, _, _ = derive(structure, SHAPES[fit.guide], fit.params)
     free = dict(fit.guide_parts)
-    if structure.continuous and not torch.equal(free.pop(ROWS), fingerprint(dataset)):
+    rows = free.pop(ROWS, torch.empty(0, dtype=torch.uint8))
+    if structure.continuous and not torch.equal(rows, fingerprint(dataset)):
         free |= _fitted_locals(fit, dataset)
     return Guided(program, sampler, free, point)
 

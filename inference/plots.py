@@ -38,6 +38,7 @@ KINDS: dict[str, Callable[..., Figure]] = {
     "confusion": confusion,
     "topics": topics,
     "mixtures": mixtures,
+    "units": units,
     "profiles": profiles,
     "rates": rates,
     "regressions": regressions,
@@ -48,7 +49,6 @@ KINDS: dict[str, Callable[..., Figure]] = {
     "embedding": embedding,
     "weights": weights,
     "blocks": blocks,
-    "units": units,
     "roc": roc,
 }
 """Name of each kind -> the function of a fit, and data where it takes other than the fit's, that draws it."""

@@ -20,7 +20,7 @@ from latentzoo.inference.networks import mlp
 pytestmark = pytest.mark.filterwarnings("ignore::latentzoo.inference.errors.ConvergenceWarning")
 
 IRIS = load_iris(as_frame=True).data
-DIGITS = (load_DIGITS[:200].data > 8).astype(np.float64)
+DIGITS = (load_digits().data > 8).astype(np.float64)
 SHORT = {"num_steps": 5, "tol": 0}
 
 
@@ -267,7 +267,7 @@ def test_rows_made_under_conditions_follow_them():
 
 
 def test_a_few_labels_are_enough_to_tell_digits_apart():
-    found = load_DIGITS[:200]
+    found = load_digits()
     label = np.where(np.arange(1797) % 10 == 0, found.target.astype(float), np.nan)
     table = np.column_stack([label, DIGITS])
     fit = zoo.fit("semi_supervised_vae", table, hidden=(64,), epochs=25, tol=0, learning_rate=5e-3)
@@ -323,5 +323,5 @@ def test_what_makes_no_optimizer_is_refused():
     for wrong, word in ((torch.optim.LBFGS, "LBFGS"), (lambda weights, lr: weights, "list")):
         with pytest.raises(OptionError, match=f"optimizer: met one that makes a {word}"):
             zoo.fit("vae", DIGITS[:200], hidden=(8,), num_steps=2, optimizer=wrong)
-    with pytest.raises(OptionError, match="optimizer: .* an option of pairs with networks"):
+    with pytest.raises(OptionError, match=r"optimizer: .* an option of pairs with networks"):
         zoo.fit("gaussian_mixture", "iris", num_components=2, inference="svi", optimizer=torch.optim.AdamW)

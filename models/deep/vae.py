@@ -25,6 +25,7 @@ from ..registry import register
         "Kingma and Welling (2014), Auto-Encoding Variational Bayes, ICLR",
         "Rezende, Mohamed and Wierstra (2014), Stochastic Backpropagation, ICML",
         "Murphy (2023), Probabilistic Machine Learning: Advanced Topics, section 21.2",
+        "Durkan, Bekasov, Murray and Papamakarios (2019), Neural Spline Flows, NeurIPS (the flow)",
     ),
     checks=(
         "the bound of a hand-written PyTorch loop with the same networks, optimizer, batches and seed",

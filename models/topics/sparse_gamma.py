@@ -24,8 +24,8 @@ from ..registry import register
     inference=("svi",),
     references=("Ranganath, Tang, Charlin and Blei (2015), Deep Exponential Families, AISTATS 18, 762-771",),
     checks=(
-        "one layer with unit rates: the bound and the scores of gamma_poisson_factorization",
-        "log p(x) of rows beside draws from the prior, summed",
+        "one layer: the bound and the scores of gamma_poisson_factorization, step by step",
+        "two layers: scores of rows beside averages over draws from the prior",
     ),
     example="digit_lines",
     size="units",
