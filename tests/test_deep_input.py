@@ -8,7 +8,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from sklearn.datasets import load_iris
+from sklearn.datasets import load_digits, load_iris
 from torch import nn
 
 from latentzoo import Pair, zoo
@@ -308,7 +308,7 @@ def test_a_network_with_dropout_scores_without_it():
 
 @pytest.mark.parametrize("optimizer", [torch.optim.AdamW, partial(torch.optim.SGD, momentum=0.9)])
 def test_other_optimizers_of_torch_step_and_resume(optimizer, tmp_path):
-    options = {"optimizer": optimizer, "hidden": (8,), "batch_size": 50, "tol": 0, "seed": 3}
+    options = {"optimizer": optimizer, "learning_rate": 0.01, "hidden": (8,), "batch_size": 50, "tol": 0, "seed": 3}
     whole = zoo.fit("vae", DIGITS[:200], num_steps=40, **options)
     adam = zoo.fit("vae", DIGITS[:200], num_steps=40, **{**options, "optimizer": None})
     assert whole.history[-1] > whole.history[0]
