@@ -219,15 +219,13 @@ def optimizer_of(
         What was asked for makes no optimizer of torch's.
     """
     weights = list(leaves.values())
-    if kind is None:
-        optimizer: torch.optim.Optimizer = torch.optim.Adam(weights, lr=rate, fused=True)
-    else:
-        optimizer = kind(weights, lr=rate)
-        if not isinstance(optimizer, torch.optim.Optimizer) or isinstance(optimizer, torch.optim.LBFGS):
-            raise OptionError(
-                f"optimizer: met one that makes a {type(optimizer).__name__}, expected a torch.optim class that steps "
-                f"without looking again, such as torch.optim.AdamW"
-            )
+    made: Any = torch.optim.Adam(weights, lr=rate, fused=True) if kind is None else kind(weights, lr=rate)
+    if not isinstance(made, torch.optim.Optimizer) or isinstance(made, torch.optim.LBFGS):
+        raise OptionError(
+            f"optimizer: met one that makes a {type(made).__name__}, expected a torch.optim class that steps without "
+            f"looking again, such as torch.optim.AdamW"
+        )
+    optimizer: torch.optim.Optimizer = made
 
     def decay(to: float) -> None:
         for group in optimizer.param_groups:
