@@ -19,6 +19,7 @@ from .checks import check_counts, check_seed
 from .data import DataError, Dataset, adapt
 from .deep_topics import shares_of, topics_of
 from .errors import OptionError
+from .rows import Rows
 from .structure import engine_state
 
 
@@ -180,6 +181,8 @@ def _require(fit: Any) -> None:
 def _counted(fit: Any, docs: Any) -> Dataset:
     _require(fit)
     found: Dataset = fit.adapted(docs)
+    if isinstance(found.values, Rows):
+        found = replace(found, values=found.values.whole())
     if not isinstance(found.values, Tensor | Bags):
         raise DataError("topics: the data are a structure, expected a table or a sparse matrix of counts")
     return found

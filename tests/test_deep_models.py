@@ -501,3 +501,14 @@ def test_pictures_of_priors_and_of_layers():
     for kind, words in (("prior", "no mixture"), ("layers", "one layer alone")):
         with pytest.raises(OptionError, match=words):
             plain.plot(kind)
+
+
+def test_topics_of_sparse_documents_are_those_of_a_table():
+    counts = np.random.default_rng(0).poisson(0.4, (60, 30))
+    counts[:, 0] += 1  # no row is empty
+    options = {"num_topics": 3, "hidden": (8,), "epochs": 2, "tol": 0}
+    table, sparse = (zoo.fit("prodlda", x, **options) for x in (counts, sp.csr_matrix(counts)))
+    assert torch.equal(table.history, sparse.history)
+    assert bound_perplexity(sparse) == bound_perplexity(table)
+    assert torch.equal(topic_shares(sparse), topic_shares(table))
+    assert torch.equal(coherence(sparse), coherence(table))
