@@ -53,6 +53,7 @@ KINDS: dict[str, Callable[..., Figure]] = {
 }
 """Name of each kind -> the function of a fit, and data where it takes other than the fit's, that draws it."""
 
+DECODED = ("prior", "layers", "manifold")  # kinds that ask a network of points of the latents
 LABELLED = ("roc",)  # kinds that take labels of the rows as well
 
 # what a model observes: numbers, categories, counts; before these, whether its rows have latents, and of what kind
@@ -133,6 +134,8 @@ def plot(fit: Any, kind: str | None = None, data: Any = None, labels: Any = None
 
 
 def _drawn(kind: str, fit: Any, data: Any) -> Figure:
+    if kind in DECODED and fit.guide not in NETWORKS:
+        raise UnfitKind("it has no networks")
     try:
         return KINDS[kind](fit, data)
     except ModelError:

@@ -363,7 +363,7 @@ def test_codes_in_a_memory_map_are_those_of_the_labels_of_training(tmp_path):
     import pandas as pd
 
     frame = pd.DataFrame({"size": IRIS[:, 0], "kind": np.array(["a", "b", "c"])[np.arange(150) % 3]})
-    fit = zoo.fit(own_pair(2), frame, **SHORT)
+    fit = zoo.fit("vae", frame, likelihood="mixed", **SHORT)
     codes = np.column_stack([IRIS[:, 0], np.arange(150) % 3])
     assert fit.embeddings(mapped(tmp_path, codes)).equals(fit.embeddings(frame))
     codes[7, 1] = 3

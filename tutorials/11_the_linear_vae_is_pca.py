@@ -127,7 +127,7 @@ assert abs(touching - best) < 1e-6
 
 # %%
 climb = {"learning_rate": 0.03, "num_particles": 10, "patience": 2}  # ten draws a step, and an early fall of the rate
-linear = Amortized(full=True, hidden=())  # no hidden layer, and a full covariance
+linear = Amortized("full", hidden=())  # no hidden layer, and a full covariance
 runs = {
     "EM": ("probabilistic_pca", {"num_factors": K, "inference": "em"}),
     "SVI, a factor for each row": (
