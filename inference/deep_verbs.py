@@ -31,7 +31,7 @@ from .structure import base_of, engine_state
 
 ROW_DRAWS = 100  # of the importance-weighted bound, and of moments that have no closed form
 FEWEST = 20  # of them, under each of many configurations
-HELD = 40_000  # rows of the model, repeated ones too, that are looked at together
+HELD = 10_000  # rows of the model, repeated ones too, that are looked at together
 
 
 class Opened(NamedTuple):
