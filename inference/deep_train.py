@@ -209,7 +209,7 @@ def row_bounds(
 
 
 def optimizer_of(
-    leaves: dict[str, Tensor], rate: float, kind: Callable[..., Any] | None
+    leaves: dict[str, Tensor], rate: float, kind: Callable[..., Any] | None = None
 ) -> tuple[torch.optim.Optimizer, Callable[[float], None]]:
     """An optimizer of all leaves, fused Adam unless another is asked for, and how to change its rate.
 

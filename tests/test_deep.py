@@ -17,7 +17,7 @@ from latentzoo.inference.amortized import Amortized
 from latentzoo.inference.batches import Batches
 from latentzoo.inference.deep_bound import draw, elbo, importance_bound, kl_of, log_weights, terms
 from latentzoo.inference.deep_story import read_story
-from latentzoo.inference.deep_train import Plan, Progressed, Training, adam
+from latentzoo.inference.deep_train import Plan, Progressed, Training, optimizer_of
 from latentzoo.inference.networks import fresh, mlp, positive, tril_of
 from latentzoo.inference.pareto import k_hat
 from latentzoo.inference.structure import engine_state
@@ -194,7 +194,7 @@ def training_of(pair, objective, particles, seed=0):
     leaves = {name: leaf.weight for name, leaf in story.leaves.items()}
     plan = Plan(objective, particles, 1e-3, 0.0, 0.0, 10, None, None, seed)
     batches = Batches(len(TINY), None, 0)
-    optimizer, decay = adam(leaves, 1e-3)
+    optimizer, decay = optimizer_of(leaves, 1e-3)
     state = Progressed(1e-3)
     return Training(story, TINY, None, None, None, batches, leaves, plan, False, state, optimizer, decay)
 

@@ -18,7 +18,7 @@ from latentzoo import Pair, zoo
 from latentzoo.inference.batches import Batches
 from latentzoo.inference.deep_bound import detached, draw, elbo, importance_bound, kl_of, log_weights, terms
 from latentzoo.inference.deep_story import read_story
-from latentzoo.inference.deep_train import Plan, Progressed, Training, adam
+from latentzoo.inference.deep_train import Plan, Progressed, Training, optimizer_of
 from latentzoo.inference.structure import engine_state
 
 # --- divergences ------------------------------------------------------------------------------------------------------
@@ -169,7 +169,7 @@ class Small:
         story = read_story(self.pair, data, torch.float64)
         leaves = {name: leaf.weight for name, leaf in story.leaves.items()}
         plan = Plan(objective, particles, 1e-3, 0.0, 0.0, 10, None, None, 0)
-        optimizer, decay = adam(leaves, 1e-3)
+        optimizer, decay = optimizer_of(leaves, 1e-3)
         batches, state = Batches(len(data), None, 0), Progressed(1e-3)
         return Training(story, data, None, None, None, batches, leaves, plan, False, state, optimizer, decay)
 
