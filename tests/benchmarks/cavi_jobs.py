@@ -9,6 +9,7 @@ from sklearn.datasets import load_iris
 
 from latentzoo import zoo
 
+MOST = 4_000  # steps of SVI
 NEAR = 0.001  # nats by row within which two bounds are the same: 0.1 for each 100 rows
 
 
@@ -94,17 +95,16 @@ def against_svi(x: np.ndarray, K: int, what: str, rounds: int) -> Row:
         )
 
     steps = 125
-    while svi(steps).history[-1] < best[-1] - room:
+    while (short := bool(svi(steps).history[-1] < best[-1] - room)) and steps < MOST:
         steps *= 2
-        if steps > 20_000:
-            raise AssertionError(f"SVI is not within {room:.2f} nat of {best[-1]:.2f} after {steps // 2} steps")
+    told = f"{steps} steps" + (", which do not get there" if short else "")  # then the ratio is a lower bound
 
     def cavi():
         return zoo.fit(pair, x, inference="cavi", start=begun, max_iters=enough, tol=0, progress=False)
 
     return timed(
         f"CAVI ({enough + 1} sweeps) to within 0.1 nat per 100 rows of its bound, {what}, whole fit",
-        f"SVI of latentzoo, mean field, {steps} steps",
+        f"SVI of latentzoo, mean field, {told}",
         lambda: seconds(cavi),
         lambda: seconds(lambda: svi(steps)),
         rounds,
