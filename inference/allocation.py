@@ -15,7 +15,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from .bags import Bags, bags_of
+from .bags import Bags, bags_of, check_counts, check_rows_count
 from .data import DataError, Schema, map_tensors, slice_rows
 from .errors import ModelError
 from .expected import expected_family
@@ -146,7 +146,10 @@ def read_allocation(model: Any, values: Any, structure: Structure, schema: Schem
     beta = _side(shared, None if param.prior is None else param.prior["fn"], param, 0, transposed)
     _check_pair(site, rows, beta, poisson, column_factor)
     counts = _counts(values, node[site]["value"], sample, site)
-    _check_counts(counts, site, poisson, schema, beta)
+    named = schema.columns if schema.columns and len(schema.columns) == counts.width else range(counts.width)
+    check_counts(counts, site, lambda place: f"column {named[place]!r}")
+    if not poisson:
+        check_rows_count(counts, site)
     shapes = {row: plain(node[row]["value"]).shape[1:], shared: start[shared].shape}
     return Allocation(
         site,
@@ -330,34 +333,6 @@ def _counts(values: Any, observed: Any, sample: Any, site: str) -> Bags:
     if not torch.equal(plain(observed).nan_to_num(nan=-1.0), sample.nan_to_num(nan=-1.0)):
         raise ModelError(f"cavi: site '{site}' observes something computed from the sparse matrix: give a dense table")
     return values
-
-
-def _check_counts(counts: Bags, site: str, poisson: bool, schema: Schema, shared: Side) -> None:
-    wrong = (counts.count < 0) | (counts.count != counts.count.floor())
-    names = schema.columns
-    if bool(wrong.any()):
-        cell = int(wrong.nonzero()[0])
-        column = int(counts.index[cell])
-        label = repr(names[column]) if names and len(names) == counts.width else str(column)
-        raise DataError(
-            f"site '{site}': row {int(counts.rows[cell])} holds {counts.count[cell].item():g} in column {label}, "
-            f"expected counts: whole numbers, none negative"
-        )
-    if not poisson:
-        empty = ((counts.lengths == 0) & ~counts.blank).nonzero()
-        if len(empty):
-            raise DataError(
-                f"site '{site}': row {int(empty[0])} (the first is 0) counts nothing, so it says nothing of its "
-                f"topics: leave it out"
-            )
-        if counts.missing is not None:
-            partly = torch.bincount(counts.missing[:, 0], minlength=len(counts))
-            torn = ((partly > 0) & ~counts.blank).nonzero()
-            if len(torn):
-                raise DataError(
-                    f"site '{site}': row {int(torn[0])} has missing cells beside others; a multinomial row is whole or "
-                    f"wholly missing"
-                )
 
 
 def check_margins(allocation: Allocation, columns: tuple[str, ...] | None) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -127,6 +127,35 @@ def check_bags(bags: Bags, columns: Sequence[str] | None, training: bool) -> Non
             found = unseen.nonzero().flatten().tolist()
             empty = listed((f"column {columns[c] if columns else c!r}" for c in found), quote=False)
             raise DataError(f"data: met only missing cells in {empty}, expected some values; drop or fill it")
+
+
+def check_counts(counts: Bags, site: str, column: Callable[[int], str], start: int = 0) -> None:
+    """Cells are whole numbers, none negative; `start` is the number of the first row."""
+    wrong = ((counts.count < 0) | (counts.count != counts.count.floor())).nonzero()
+    if len(wrong):
+        cell = int(wrong[0])
+        raise DataError(
+            f"site '{site}': row {int(counts.rows[cell]) + start} holds {counts.count[cell].item():g} in "
+            f"{column(int(counts.index[cell]))}, expected counts: whole numbers, none negative"
+        )
+
+
+def check_rows_count(counts: Bags, site: str, start: int = 0) -> None:
+    """Multinomial rows are whole or wholly missing, and count something; `start` is the number of the first."""
+    if counts.missing is not None:
+        partly = torch.bincount(counts.missing[:, 0], minlength=len(counts))
+        torn = ((partly > 0) & ~counts.blank).nonzero()
+        if len(torn):
+            raise DataError(
+                f"site '{site}': row {int(torn[0]) + start} has missing cells beside others; a multinomial row is "
+                f"whole or wholly missing"
+            )
+    empty = ((counts.lengths == 0) & ~counts.blank).nonzero()
+    if len(empty):
+        raise DataError(
+            f"site '{site}': row {int(empty[0]) + start} (the first is 0) counts nothing, so it says nothing of its "
+            f"topics: leave it out"
+        )
 
 
 def bags_of(table: Tensor) -> Bags:

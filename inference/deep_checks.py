@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from torch.distributions import LowRankMultivariateNormal, Multinomial, MultivariateNormal, Normal
 
 from .arrays import DataError, num_rows, slice_rows, tensors_of
+from .bags import bags_of, check_counts, check_rows_count
 from .checks import expected_words, fits_support
 from .data import Schema
 from .deep_bound import draw, kl_of, values_from
-from .deep_counts import check_row_counts
 from .deep_places import places
 from .deep_story import Story, at_rest, free_value
 from .errors import OptionError
@@ -81,7 +81,9 @@ class Columns(NamedTuple):
 
 def _check_support(called: Columns, own: list[int], fn: Any, value: Tensor, start: int) -> None:
     if isinstance(fn, Multinomial) and value.dim() == 2:
-        check_row_counts(called.site, value, start, called.column)
+        counts = bags_of(value)
+        check_counts(counts, called.site, called.column, start)
+        check_rows_count(counts, called.site, start)
     support = fn.support
     seen = ~value.isnan() if value.is_floating_point() else torch.ones_like(value, dtype=torch.bool)
     whole = torch.where(seen, value, torch.zeros_like(value))

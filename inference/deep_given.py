@@ -43,7 +43,7 @@ def no_conditions(
     if wrong:
         names: Sequence[str | int] = schema.columns or range(schema.width or 0)
         free = listed(names[place] for place in range(len(names)) if place not in made)
-        words = f"its conditions are {free}" if free else "it has no conditions (see conditional_vae)"
+        words = f"its conditions are {free}" if free else "it has no conditions"
         raise DataError(f"generate: given names column {wrong[0]!r}, which the model makes itself: {words}")
     return [str(name) for name, place in said.items() if place in made]
 

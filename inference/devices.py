@@ -13,7 +13,7 @@ from torch import Tensor
 from .arrays import map_tensors, tensors_of
 from .errors import OptionError
 from .row_sources import rows_of_tensor
-from .rows import Rows, pieces
+from .rows import Rows, read_whole
 
 SHARE = 0.5  # of the memory that is free on a device, for the data
 
@@ -35,7 +35,7 @@ def place(values: Any, home: torch.device) -> Any:
     """
     fits = num_bytes(values) <= SHARE * free_bytes(home)
     if isinstance(values, Rows):
-        return filled(values, home) if fits and values.fixed else replace(values, device=home)
+        return read_whole(values, values.dtype, home) if fits and values.fixed else replace(values, device=home)
     if fits or all(tensor.device.type == home.type for tensor in tensors_of(values).values()):
         return map_tensors(lambda tensor: tensor.to(home), values)
     if isinstance(values, Tensor):
@@ -44,16 +44,6 @@ def place(values: Any, home: torch.device) -> Any:
         f"device: '{home}' has no room for the {num_bytes(values) / 2**30:.1f} GiB of the data, and data of several "
         f"tensors are moved at once: leave device out, or give fewer rows"
     )
-
-
-def filled(values: Rows, home: torch.device) -> Tensor:
-    """All rows on a device, of which a few at a time are in this machine's memory."""
-    out = torch.empty(values.shape, dtype=values.dtype, device=home)
-    start = 0
-    for piece in pieces(values):
-        out[start : start + len(piece)] = piece.to(home)
-        start += len(piece)
-    return out
 
 
 def num_bytes(values: Any) -> int:

@@ -14,7 +14,7 @@ from torch import Tensor
 from .columns import BINARY, CATEGORICAL, COUNT, NUMERIC
 from .errors import OptionError
 from .mixed_rows import MixedRows, Part
-from .networks import FLOOR, filled, positive, tril_of
+from .networks import FLOOR, filled, positive, softplus_inverse, tril_of
 from .tabular import Columns
 
 LIKELIHOODS = ("bernoulli", "categorical", "gaussian", "poisson", "negative_binomial", "mixed")
@@ -98,9 +98,9 @@ def likelihood_of(
             lambda x: torch.zeros(x.shape[1] * num_categories),
         )
     if likelihood == "poisson":
-        return Likelihood(lambda d: d, lambda out, d: dist.Poisson(positive(out)).to_event(1), _softplus_inverse)
+        return Likelihood(lambda d: d, lambda out, d: dist.Poisson(positive(out)).to_event(1), _rate_start)
     if likelihood == "negative_binomial":
-        return Likelihood(lambda d: d, _negative_binomial, _softplus_inverse)
+        return Likelihood(lambda d: d, _negative_binomial, _rate_start)
     return _gaussian(covariance, scale, rank)
 
 
@@ -146,7 +146,7 @@ def mixed(columns: Columns, covariance: str = "learned") -> Likelihood:
         numeric, binary, counts, labels = layout(x.shape[1])
         center = columns.params(x)[f"{columns.prefix}center"][counts]
         parts = [torch.zeros(len(numeric) * (1 + own)), _log_odds(x[:, binary])]
-        parts.append(_softplus_inverse(x[:, counts] / _usual(center)))
+        parts.append(_rate_start(x[:, counts] / _usual(center)))
         for place in labels:
             times = torch.stack([(x[:, place] == code).sum() for code in range(columns.sizes[place])])
             parts.append(((times + 1.0) / (times.sum() + len(times))).log())
@@ -214,9 +214,8 @@ def _log_odds(x: Tensor) -> Tensor:
     return x.nanmean(0).clamp(0.01, 0.99).logit()
 
 
-def _softplus_inverse(x: Tensor) -> Tensor:
-    mean = x.nanmean(0).clamp_min(0.01)
-    return mean + torch.log(-torch.expm1(-mean))
+def _rate_start(x: Tensor) -> Tensor:
+    return softplus_inverse(x.nanmean(0).clamp_min(0.01))
 
 
 __all__ = ["COVARIANCES", "LIKELIHOODS", "Likelihood", "likelihood_of", "mixed"]

@@ -71,6 +71,11 @@ def positive(raw: Tensor) -> Tensor:
     return functional.softplus(raw) + FLOOR
 
 
+def softplus_inverse(value: Tensor) -> Tensor:
+    """Numbers whose softplus is `value`."""
+    return value + torch.log(-torch.expm1(-value))
+
+
 def num_stats(size: int, full: bool) -> int:
     """Outputs that a network needs for `normal_of`."""
     return size + (size * (size + 1) // 2 if full else size)

@@ -19,7 +19,7 @@ from torch.distributions import constraints
 
 from .errors import OptionError
 from .family import LOG_2PI
-from .networks import FLOOR, normal_of, num_stats, positive
+from .networks import FLOOR, normal_of, num_stats, positive, softplus_inverse
 
 POSTERIORS = ("diagonal", "full", "mixture", "flow")
 COMPONENTS = 4  # of a mixture
@@ -101,8 +101,7 @@ def free_numbers(fn: Any) -> tuple[Tensor, Callable[[Tensor], Any]] | None:
 
 def _inverse(value: Tensor) -> Tensor:
     """Of `positive`."""
-    value = value - FLOOR
-    return value + torch.log(-torch.expm1(-value))
+    return softplus_inverse(value - FLOOR)
 
 
 # --- mixtures ---------------------------------------------------------------------------------------------------------

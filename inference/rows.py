@@ -183,9 +183,12 @@ def spread_rows(values: Any) -> Any:
 
 def in_full(values: Any) -> Tensor:
     """A copy of a table in float64, which a verb fills in for all rows."""
-    if not isinstance(values, Rows):
-        return values.to(torch.float64, copy=True)
-    out = torch.empty(values.shape, dtype=torch.float64)
+    return read_whole(values, torch.float64, CPU) if isinstance(values, Rows) else values.to(torch.float64, copy=True)
+
+
+def read_whole(values: Rows, dtype: torch.dtype, home: torch.device) -> Tensor:
+    """All rows on a device, of which a few at a time are in this machine's memory."""
+    out = torch.empty(values.shape, dtype=dtype, device=home)
     start = 0
     for piece in pieces(values):
         out[start : start + len(piece)] = piece

@@ -174,7 +174,7 @@ def _require(fit: Any) -> None:
     if not mixes_topics(fit):
         raise OptionError(
             'topics: met a fit whose rows mix no shared profiles of counts; fit such a model with inference="cavi" '
-            '(or "svi", and while its data are in memory), or prodlda'
+            '(or "svi", and while its data are in memory), or with networks that mix topics'
         )
 
 

@@ -21,6 +21,7 @@ from latentzoo.inference.data import DataError
 from latentzoo.inference.errors import OptionError
 from latentzoo.inference.networks import mlp
 from latentzoo.inference.row_sources import rows_of
+from latentzoo.inference.rows import read_whole
 
 pytestmark = pytest.mark.filterwarnings("ignore::latentzoo.inference.errors.ConvergenceWarning")
 
@@ -450,7 +451,7 @@ def test_all_that_a_step_takes_is_on_the_device(kind, free, lies, objective, tmp
 def test_rows_moved_by_pieces_are_the_rows(tmp_path, monkeypatch):
     monkeypatch.setattr(rows, "CELLS", 64)
     table = rows_of(mapped(tmp_path, IRIS))
-    assert torch.equal(devices.filled(table, torch.device("cpu")), torch.from_numpy(IRIS))
+    assert torch.equal(read_whole(table, table.dtype, torch.device("cpu")), torch.from_numpy(IRIS))
     by_batch = devices.place(torch.from_numpy(IRIS), torch.device("cpu"))
     assert isinstance(by_batch, torch.Tensor)
     monkeypatch.setattr(devices, "free_bytes", lambda _: 0)
