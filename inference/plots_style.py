@@ -17,6 +17,7 @@ DATA, TOTAL = "#C4C8CC", "#1A1A1A"
 SUM_LINE = (0, (4, 2))
 SMALL, TEXT, HEAD = 9, 10.5, 13
 LISTED = 12  # components that a legend names
+LETTERS, MOST = 9, 60  # of a headline: by inch, and of its options at most
 
 
 class Picture(Figure):
@@ -31,16 +32,16 @@ class Picture(Figure):
 def picture(fit: Any, width: float, height: float) -> Picture:
     """An empty figure under the fit's headline."""
     figure = Picture(figsize=(width, height), layout="constrained", facecolor="white")
-    figure.suptitle(headline(fit), x=0.01, ha="left", fontsize=HEAD, fontweight="bold")
+    figure.suptitle(headline(fit, width), x=0.01, ha="left", fontsize=HEAD, fontweight="bold")
     return figure
 
 
-def headline(fit: Any) -> str:
-    """Model, its hyper-parameters, and the log-likelihood (and bound) that the fit reached."""
+def headline(fit: Any, width: float) -> str:
+    """Model, its hyper-parameters, and the log-likelihood (and bound) that the fit reached; `width` in inches."""
     origin = fit.pair.origin
     name = origin.name if origin else getattr(fit.pair.model, "__name__", "model")
     shown = [one for one in origin.hyperparameters.items() if one[1] is not None] if origin else []
-    options = shortened([f"{key}={value}" for key, value in shown])
+    options = shortened([f"{key}={value}" for key, value in shown], int(LETTERS * width) - len(f"{name}(, ...)"))
     doubts = {"not converged": not fit.converged, "degenerate": fit.mode_map[0].degenerate}
     state = f"  ({', '.join(word for word, met in doubts.items() if met)})" if any(doubts.values()) else ""
     reached = f"log-likelihood {number(fit.log_likelihood)}"
@@ -50,8 +51,9 @@ def headline(fit: Any) -> str:
     return f"{name}{f'({options})' if options else ''}\n{reached}{state}"
 
 
-def shortened(words: list[str], room: int = 60) -> str:
-    """As many of some words as there is room for."""
+def shortened(words: list[str], room: int) -> str:
+    """As many of some words as there is room for, `MOST` letters at most."""
+    room = min(room, MOST)
     kept = [word for n, word in enumerate(words) if len(", ".join(words[: n + 1])) <= room or n == 0]
     return ", ".join(kept + ["..."] * (len(kept) < len(words)))
 
