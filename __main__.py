@@ -45,6 +45,7 @@ OPTIONS: dict[str, dict[str, Any]] = {  # of the drivers
     "warmup": {"type": int, "help": "svi, networks: steps over which the KL divergence comes in"},
     "free_bits": {"type": float, "help": "svi, networks: nats that each number of a latent has for nothing"},
     "validation": {"type": float, "help": "svi, networks: share of the rows held out, to keep the best weights"},
+    "compile": {"action": "store_true", "default": None, "help": "svi, networks: torch.compile the steps"},
     "checkpoint": {"metavar": "DIR", "help": "svi: folder where the state is kept as it goes"},
     "resume": {"action": "store_true", "default": None, "help": "svi: go on from --checkpoint"},
 }

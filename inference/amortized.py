@@ -20,6 +20,7 @@ from .free import base_constraint
 from .networks import DIVIDER, fresh, mlp
 from .pair import Pair
 from .posteriors import COMPONENTS, POSTERIORS, posterior_of
+from .randomness import forked
 from .rows import Rows, pieces
 
 NETWORK = "encoder"
@@ -84,7 +85,7 @@ def amortize(
         name: posterior_of(shape.posterior, size, shape.components, f"{NETWORK}_{name}") for name, size in sizes.items()
     }
     outputs = [law.num_stats for law in laws.values()]
-    with torch.random.fork_rng():
+    with forked():
         networks = {NETWORK: mlp(2 * len(mean), shape.hidden, sum(outputs))}
         for law in laws.values():
             networks |= {name: build(0) for name, build in law.networks.items()}

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.distributions import transform_to
 
 from .program import Program
+from .randomness import forked
 from .sites import Site
 from .symbols import symbols_of
 
@@ -74,7 +75,7 @@ def _meet_everywhere(program: Program, names: set[str]) -> bool:
 def influences(program: Program, names: Sequence[str]) -> list[Influence]:
     """Which free numbers of `names`, laid end to end, bear on which cells of sites that are not scored."""
     out = []
-    with torch.random.fork_rng(), torch.enable_grad():
+    with forked(), torch.enable_grad():
         torch.manual_seed(0)
         # a derivative may be 0 by chance at a special point, such as a slope of 0: look at one that is not special
         moved = {n: v + 0.1 * torch.randn_like(v) for n, v in free_values(program, names).items()}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from pyro import poutine
 from torch import Tensor
 
@@ -14,6 +13,7 @@ from .data import DataError, Schema
 from .families_discrete import BernoulliFamily, CategoricalFamily
 from .free import base_constraint
 from .program import Program
+from .randomness import forked
 from .sites import Site
 from .structure import Bind, sample_sites
 from .symbols import provenance, symbol
@@ -64,7 +64,7 @@ def _column(program: Program, site: str, cell: int, schema: Schema, value: int) 
     """What the user calls the column and its one value."""
     data, place = program.data, None
     if isinstance(data, Tensor) and data.dim() == 2:
-        with Bind({name: param.value for name, param in program.structure.params.items()}), torch.random.fork_rng():
+        with Bind({name: param.value for name, param in program.structure.params.items()}), forked():
             node = sample_sites(poutine.trace(program.model).get_trace(symbol(data, "data")))[site]
         known = provenance(node["value"])
         if known is not None and known.cells is not None:

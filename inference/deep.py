@@ -64,6 +64,7 @@ class Asked(NamedTuple):
     checkpoint_steps: int
     checkpoint_seconds: float
     resume: bool
+    compile: bool | None
     progress: bool | None
 
 
@@ -202,7 +203,8 @@ def _plan(asked: Asked) -> Plan:
         raise OptionError(f"warmup, free_bits: objective={objective!r} has no KL divergence of its own; use 'elbo'")
     bits = asked.free_bits if isinstance(asked.free_bits, FreeBits | None) else FreeBits(asked.free_bits)
     rate = RATE if asked.learning_rate is None else asked.learning_rate
-    return Plan(objective, particles, rate, asked.clip, asked.tol, asked.patience, asked.warmup, bits, asked.seed)
+    a = asked
+    return Plan(objective, particles, rate, a.clip, a.tol, a.patience, a.warmup, bits, a.seed, a.compile)
 
 
 def _batch_size(given: Any, rows: int, values: Any) -> int | None:

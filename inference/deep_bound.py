@@ -58,7 +58,7 @@ def draw(story: Story, values: dict[str, Tensor], rows: Any, num: int, missing: 
         at = {name: story.data_dim - guide[name]["fn"].event_dim for name in drawn}
         drawn = {name: torch.cat([value] * configs, at[name]) for name, value in drawn.items()}
     model = Play(values, {**drawn, **given})
-    with model, Missing() if missing else nullcontext():
+    with model, Missing(look=False) if missing else nullcontext():
         story.pair.model(repeated(rows, configs * num))
     return Drawn(guide, model.nodes, (configs, num, size))
 
@@ -169,10 +169,11 @@ def log_weights(found: Terms) -> Tensor:
     return (found.likelihood + found.prior + found.discrete - found.log_q).logsumexp(0)
 
 
-def elbo(found: Terms, guided: bool, kl_weight: float = 1.0) -> Tensor:
+def elbo(found: Terms, guided: bool, kl_weight: float | Tensor = 1.0) -> Tensor:
     """The evidence lower bound of each row, (B,), a mean over the draws."""
     if len(found.likelihood) == 1:
-        each = found.likelihood[0] - kl_weight * found.kl[0]
+        kl = found.kl if isinstance(kl_weight, float) and kl_weight == 1 else kl_weight * found.kl
+        each = (found.likelihood - kl).squeeze(0)
     elif guided:
         share = found.log_share.exp()
         joint = found.likelihood + kl_weight * (found.discrete - found.log_share - found.kl)
@@ -180,7 +181,7 @@ def elbo(found: Terms, guided: bool, kl_weight: float = 1.0) -> Tensor:
     else:
         prior = found.discrete + kl_weight * found.prior
         each = (found.likelihood + prior - kl_weight * found.log_q).logsumexp(0)
-    return each[0] if len(each) == 1 else each.mean(0)
+    return each.squeeze(0) if len(each) == 1 else each.mean(0)
 
 
 def importance_bound(weights: Tensor) -> Tensor:

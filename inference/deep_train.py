@@ -11,13 +11,15 @@ import torch
 from torch import Tensor
 
 from .annealing import FreeBits, Warmup
-from .arrays import num_rows, slice_rows
+from .arrays import num_rows, slice_rows, tensors_of
 from .ascent import NotFinite
 from .batches import Batches
 from .deep_bound import Reweighted, draw, elbo, importance_bound, log_weights, terms, values_from
 from .deep_story import Story, to_dtype
 from .errors import OptionError
 from .loop import Progress
+from .randomness import forked
+from .recorded import Steps
 from .rows import first_rows, with_draws
 
 ROUND = 50  # steps, at least, between two looks at where the bound stands
@@ -38,6 +40,20 @@ class Plan(NamedTuple):
     warmup: Warmup | None
     free_bits: FreeBits | None
     seed: int
+    compile: bool | None
+
+
+class Batch(NamedTuple):
+    """Rows of a step."""
+
+    rows: Any
+    share: Tensor | None  # their weights, (B,)
+    kl_weight: Tensor | None  # how much of the KL divergence counts, where that changes
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """What differs from step to step."""
+        return [*tensors_of(self.rows).values(), *(one for one in self[1:] if one is not None)]
 
 
 @dataclass
@@ -83,16 +99,21 @@ class Training:
         rows = first_rows(self.data, self.batches.num_rows) if index is None else slice_rows(self.data, index)
         return to_dtype(rows, self.story.dtype)
 
-    def estimate(self, index: Tensor | None) -> Tensor:
-        """An estimate of the objective, a mean over some rows."""
-        story, plan = self.story, self.plan
+    def batch(self, index: Tensor | None) -> Batch:
+        """Some rows to take a step on."""
+        share = self.share if self.share is None or index is None else self.share[index]
+        warmup = self.plan.warmup
+        weight = None if warmup is None else torch.tensor(warmup.weight(self.state.step), dtype=self.story.dtype)
+        return Batch(self.rows(index), share, weight)
+
+    def loss(self, batch: Batch) -> Tensor:
+        """Minus an estimate of the objective, a mean over the rows of a batch."""
+        story, plan, (rows, share, weight) = self.story, self.plan, batch
         values = values_from(story, self.leaves)
-        weight = 1.0 if plan.warmup is None else plan.warmup.weight(self.state.step)
-        nats = plan.free_bits.nats if plan.free_bits else 0.0
-        rows = self.rows(index)
         if plan.objective == "elbo":
+            nats = plan.free_bits.nats if plan.free_bits else 0.0
             found = terms(story, draw(story, values, rows, plan.num_particles, self.missing), nats)
-            each = elbo(found, bool(story.guided), weight)
+            each = elbo(found, bool(story.guided), 1.0 if weight is None else weight)
         elif plan.objective == "iwae":
             drawn = draw(story, values, rows, plan.num_particles, self.missing)
             each = importance_bound(log_weights(terms(story, drawn, exact=False)))
@@ -105,10 +126,7 @@ class Training:
             # the weights of the first factor, as numbers: the hook brings the second
             each = (again.share * log_w).sum(0)
             each = each + (bound - each).detach()
-        if self.share is None:
-            return each.mean()
-        share = self.share if index is None else self.share[index]
-        return (share * each).sum() / share.sum()
+        return -(each.mean() if share is None else (share * each).sum() / share.sum())
 
     def kept(self) -> dict[str, Tensor]:
         """What is learned, and what networks count of the rows that pass (batch norm)."""
@@ -125,15 +143,12 @@ class Training:
         size = self.batches.size or self.batches.num_rows
         every = max(ROUND, self.batches.num_rows // size)
         leaves = list(self.leaves.values())
+        steps = Steps(self.loss, leaves, list(self.story.networks.values()), self.plan.compile)
         while state.step < num_steps and not state.converged:
             picked = self.batches.next()
             index = picked if self.train is None else self.train if picked is None else self.train[picked]
-            loss = -self.estimate(index)
-            for leaf in leaves:
-                leaf.grad = None  # as `zero_grad` does, without its hooks
-            loss.backward()
-            value = loss.item()
-            self._guard(value, leaves)
+            batch = self.batch(index)
+            value = self._guard(steps(batch, batch.tensors), leaves)
             self.optimizer.step()
             state.step += 1
             state.bounds.append(-value * self.total)
@@ -142,17 +157,19 @@ class Training:
                 self._look(every)
             after()
 
-    def _guard(self, value: float, leaves: list[Tensor]) -> None:
-        """No step is taken on what is no number; a gradient far longer than its like is shortened."""
+    def _guard(self, loss: Tensor, leaves: list[Tensor]) -> float:
+        """The loss as a number. No step is taken on what is none; a gradient far longer than its like is shortened."""
         state, clip = self.state, self.plan.clip
         gradients = [leaf.grad for leaf in leaves if leaf.grad is not None]
-        norm = float(torch.stack(torch._foreach_norm(gradients)).norm())
+        length = torch.stack(torch._foreach_norm(gradients)).norm()
+        value, norm = torch.stack([loss, length]).tolist()  # a device is waited for once
         if not math.isfinite(value) or not math.isfinite(norm):
             raise NotFinite
         if clip and state.length and norm > clip * state.length:
             torch._foreach_mul_(gradients, clip * state.length / norm)
             norm = clip * state.length
         state.length = norm if not state.length else SMOOTH * state.length + (1 - SMOOTH) * norm
+        return float(value)
 
     def _look(self, every: int) -> None:
         """Whether the bound still rises: on the rows held out, where there are any."""
@@ -182,7 +199,7 @@ class Training:
         modes = {name: net.training for name, net in self.story.networks.items()}
         for net in self.story.networks.values():
             net.eval()
-        with torch.random.fork_rng(), torch.no_grad():
+        with forked(), torch.no_grad():
             torch.manual_seed(self.plan.seed)
             each = row_bounds(self.story, self.leaves, self.data, index, num, self.missing, self.plan.objective)
         for name, net in self.story.networks.items():

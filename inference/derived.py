@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .evidence import posterior
 from .program import Program
+from .randomness import forked
 from .sites import Params, chunks
 from .structure import Bind
 
@@ -70,7 +71,7 @@ def _event_dims(program: Program, nodes: dict[str, Any]) -> dict[str, int]:
     unsaid = [name for name, node in nodes.items() if found[name] == node["value"].dim() > 0]
     if unsaid:
         values = {name: param.value for name, param in program.structure.params.items()}
-        with torch.random.fork_rng(), Bind(values):
+        with forked(), Bind(values):
             plain = poutine.trace(program.model).get_trace(program.data).nodes
         for name in unsaid:
             depth = max(-frame.dim for frame in plain[name]["cond_indep_stack"])

@@ -124,14 +124,21 @@ class PartlyObserved(TorchDistribution):
 
 
 class Missing(Messenger):
-    """At each observed site with NaN: fill the cells, score the rest."""
+    """At each observed site with NaN: fill the cells, score the rest.
+
+    With `look` sites whose cells are all there are left as they are; without, no values are looked at.
+    """
+
+    def __init__(self, look: bool = True) -> None:
+        super().__init__()
+        self.look = look
 
     def _pyro_sample(self, msg: dict) -> None:
         value = msg["value"]
         if not msg["is_observed"] or value is None or not value.is_floating_point():
             return
         observed = ~value.isnan()
-        if observed.all():
+        if self.look and observed.all():
             return
         msg["value"] = torch.where(observed, value, filler(msg["fn"]).to(value))
         msg["fn"] = PartlyObserved(msg["fn"], observed)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import itertools
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -16,6 +15,7 @@ from torch.distributions.utils import lazy_property
 from torch.nn import functional
 
 from .errors import ModelError, OptionError
+from .randomness import forked
 
 DIVIDER = "$$$"  # `pyro.module` names the weights of a network "network$$$layer.weight"
 FLOOR = 1e-4  # of scales that a network computes
@@ -51,7 +51,7 @@ def fresh(
     of some networks moved, so that `outputs` start at given numbers.
     """
     out: dict[str, Tensor] = {}
-    with torch.random.fork_rng():
+    with forked():
         torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
         for name, network in networks.items():
             again = copy.deepcopy(network)
@@ -64,6 +64,12 @@ def fresh(
         wanted = wanted.to(out[last])
         out[last] = wanted if wanted.dim() else torch.full_like(out[last], float(wanted))
     return out
+
+
+def is_watched(network: nn.Module) -> bool:
+    """Whether a hook wants to see its calls."""
+    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return any(getattr(part, name) for part in network.modules() for name in hooks)
 
 
 def positive(raw: Tensor) -> Tensor:
@@ -132,9 +138,7 @@ def tril_of(raw: Tensor, size: int) -> Tensor:
 
 def filled(x: Tensor) -> Tensor:
     """Missing cells at 0: what a network takes."""
-    if not x.is_floating_point() or math.isfinite(x.sum()):  # a sum is the quickest look
-        return x
-    return x.nan_to_num(nan=0.0)
+    return x.nan_to_num(nan=0.0) if x.is_floating_point() else x
 
 
 def observed(x: Tensor) -> Tensor:

@@ -23,6 +23,7 @@ from torch.distributions import constraints
 from .arrays import DataError
 from .errors import HasNetworks, ModelError, OptionError
 from .networks import DIVIDER
+from .randomness import forked
 from .shapes import check_shapes, plate_mismatch
 from .symbols import drawn, plain, symbol
 
@@ -193,7 +194,7 @@ def engine_state(seed: int | None = None, device: Any = "cpu", dtype: torch.dtyp
     try:
         with (
             pyro.validation_enabled(False),
-            torch.random.fork_rng(enabled=seed is not None),
+            forked(seed is not None),
             pyro.get_param_store().scope(),
             # on the CPU the default device is left alone: setting it slows every torch call
             nullcontext() if torch.device(device).type == "cpu" else torch.device(device),

@@ -86,6 +86,7 @@ def svi(
     validation: float = 0.0,
     patience: int = 10,
     device: str | torch.device | None = None,
+    compile: bool | None = None,
     progress: bool | None = None,
 ) -> Fit:
     """Raise the evidence lower bound by stochastic gradient steps, until it has come to rest.
@@ -149,6 +150,10 @@ def svi(
     device : str or torch.device, optional
         "cpu", "cuda", "mps": where the steps are taken. Default: where the data are. With networks the data are moved
         there once where they take less than half of its free memory, otherwise each batch as it is taken.
+    compile : bool, optional
+        With networks: a step is recorded, and what it does replayed without the Python of the pair, to the bit as a
+        run; a run now and then shows whether the pair still does the same. True: `torch.compile` translates the record,
+        which takes half a minute or so, and a C++ compiler on the CPU. False: the pair runs at every step.
     progress : bool, optional
         Show a bar. Default: on a terminal.
 
@@ -194,6 +199,7 @@ def svi(
         "warmup": warmup,
         "free_bits": free_bits,
         "validation": validation or None,
+        "compile": compile,
     }
     if amortized or has_networks(pair, dataset.values, seed):
         if alpha != 1.0:
@@ -221,6 +227,7 @@ def svi(
             checkpoint_steps,
             checkpoint_seconds,
             resume,
+            compile,
             progress,
         )
         return deep_svi(pair, dataset, home, asked)
