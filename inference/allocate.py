@@ -31,7 +31,8 @@ from .data import Dataset
 from .errors import warn
 from .estep import one_thread
 from .factors import Point
-from .fit import Fit, fit_of
+from .finish import fit_of
+from .fit import Fit
 from .loop import Progress, Stop
 from .modes import Outcome, map_modes, rank
 from .pair import Pair

@@ -14,8 +14,8 @@ from .bags import Bags, densified
 from .checks import check_device
 from .data import DataError, Dataset, adapt, loaded, map_tensors
 from .derivation import mean_field
+from .devices import in_double
 from .errors import HasNetworks, ModelError
-from .fit import in_double
 from .pair import Pair, on_table
 from .program import Program
 from .rows import Rows, first_rows

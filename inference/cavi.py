@@ -21,7 +21,8 @@ from .errors import OptionError, warn
 from .estep import one_thread
 from .factor_guide import GUIDE
 from .factors import Point
-from .fit import Fit, finish
+from .finish import finish
+from .fit import Fit
 from .labels import label_cells
 from .loop import Stop
 from .modes import Outcome, map_modes, rank

@@ -23,10 +23,10 @@ from .deep_checks import check_batch, check_free_bits, check_rows_seen, check_si
 from .deep_fit import deep_fit
 from .deep_story import Story, free_value, installed, read_story, to_dtype
 from .deep_train import Plan, Progressed, Training, optimizer_of
-from .devices import place, working_on
+from .devices import on_cpu, place, working_on
 from .errors import FitError, HasNetworks, ModelError, OptionError, warn
 from .estep import one_thread
-from .fit import Fit, on_cpu
+from .fit import Fit
 from .loop import Progress
 from .pair import Pair
 from .rows import Rows, first_rows, spread_rows

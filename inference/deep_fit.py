@@ -12,7 +12,8 @@ from .amortized import Amortized
 from .data import Dataset
 from .deep_bound import values_from
 from .deep_story import Story
-from .fit import Fit, free_dims
+from .finish import free_dims
+from .fit import Fit
 from .modes import Mode, ModeMap
 from .pair import Pair
 from .saving import versions

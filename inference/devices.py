@@ -1,4 +1,6 @@
-"""On which device the steps of a pair with networks are taken: data move there once where they fit, or by batch."""
+"""Where data are, and in which precision: on which device steps are taken, and that data move there once where they
+fit, or by batch.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +13,32 @@ import torch
 from torch import Tensor
 
 from .arrays import map_tensors, tensors_of
+from .data import Dataset
 from .errors import OptionError
 from .row_sources import rows_of_tensor
 from .rows import Rows, read_whole
 
 SHARE = 0.5  # of the memory that is free on a device, for the data
+DOUBLED_BYTES = 1 << 28  # float32 data up to this size are copied as float64; larger ones as they are read, by chunk
+
+
+def in_double(dataset: Dataset) -> Dataset:
+    """Numbers as float64, so that a model may multiply them with its params; tables larger than that allows stay."""
+
+    def convert(tensor: Tensor) -> Tensor:
+        small = tensor.nbytes <= DOUBLED_BYTES and tensor.device.type != "mps"  # which has no float64
+        return tensor.double() if small and tensor.is_floating_point() else tensor
+
+    if isinstance(dataset.values, Rows):
+        return dataset
+    return replace(dataset, values=map_tensors(convert, dataset.values))
+
+
+def on_cpu(dataset: Dataset) -> Dataset:
+    """The data where a fit's params are: what was fitted on a GPU is looked at on the CPU."""
+    if isinstance(dataset.values, Rows):
+        return dataset
+    return replace(dataset, values=map_tensors(lambda t: t.cpu(), dataset.values))
 
 
 def working_on(home: torch.device) -> AbstractContextManager[Any]:

@@ -25,7 +25,8 @@ from .data import num_rows, slice_rows
 from .errors import FitError, warn
 from .estep import one_thread
 from .factored import spread_by_column, turned
-from .fit import Fit, finish
+from .finish import finish
+from .fit import Fit
 from .labels import label_cells
 from .loop import Stop
 from .modes import map_modes, rank

@@ -9,36 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import pyro.distributions as dist
-import torch
-from pyro.distributions import constraints
 from torch import Tensor
 
-from . import (
-    draws,
-    groups,
-    guided,
-    predictions,
-    related,
-    saving,
-    verbs,
-    words,
-)
+from . import draws, groups, guided, predictions, related, saving, verbs, words
 from .anomalies import anomalies, renamed, row_names
 from .bags import densified
 from .by_guide import NETWORKS, OWN, filling_of, making_of, posterior_of
-from .data import DataError, Dataset, Schema, adapt, map_tensors
+from .data import DataError, Dataset, Schema, adapt
 from .decompose import HalfStep, half_steps
 from .derived import Moments
-from .estep import expectations
-from .factored import rotations
-from .free import base_constraint
-from .modes import ModeMap, Outcome
+from .devices import in_double, on_cpu
+from .modes import ModeMap
 from .pair import Pair
-from .program import Program
-from .rows import Rows
-from .structure import Structure, engine_state
-
-DOUBLED_BYTES = 1 << 28  # float32 data up to this size are copied as float64; larger ones as they are read, by chunk
 
 
 @dataclass(frozen=True, repr=False)
@@ -326,121 +308,3 @@ class Fit:
         state = "converged" if self.converged else "not converged"
         kind = "bound" if self.bounded else "log_likelihood"
         return f"Fit({name}, {self.inference}, {kind}={self.log_likelihood:.4f}, {state})"
-
-
-def in_double(dataset: Dataset) -> Dataset:
-    """Numbers as float64, so that a model may multiply them with its params; tables larger than that allows stay."""
-
-    def convert(tensor: Tensor) -> Tensor:
-        small = tensor.nbytes <= DOUBLED_BYTES and tensor.device.type != "mps"  # which has no float64
-        return tensor.double() if small and tensor.is_floating_point() else tensor
-
-    if isinstance(dataset.values, Rows):
-        return dataset
-    return replace(dataset, values=map_tensors(convert, dataset.values))
-
-
-def on_cpu(dataset: Dataset) -> Dataset:
-    """The data where a fit's params are: what was fitted on a GPU is looked at on the CPU."""
-    if isinstance(dataset.values, Rows):
-        return dataset
-    return replace(dataset, values=map_tensors(lambda t: t.cpu(), dataset.values))
-
-
-def finish(
-    pair: Pair,
-    dataset: Dataset,
-    program: Program,
-    best: Outcome,
-    modes: ModeMap,
-    share: Tensor | None,
-    *,
-    inference: str,
-    seed: int,
-    weights: Any,
-    guide: str = "",
-    guide_parts: dict[str, Tensor] | None = None,
-) -> Fit:
-    """Make the `Fit` of the best outcome."""
-    batch = {name: value.unsqueeze(0) for name, value in best.params.items()}
-    if program.structure.continuous:  # summed out by nobody: what is known of log p(x) is its bound
-        log_likelihood, entropy = best.bound, float("nan")
-    else:
-        with torch.no_grad():
-            log_likelihood = expectations(program, batch, share).log_prob[0].item()
-        entropy = verbs.entropy(program, batch, share)
-    return fit_of(
-        pair,
-        dataset,
-        program.structure,
-        best,
-        modes,
-        float(program.num_rows if share is None else share.sum()),
-        inference=inference,
-        seed=seed,
-        weights=weights,
-        guide=guide,
-        guide_parts=guide_parts,
-        log_likelihood=log_likelihood,
-        entropy=entropy,
-        redundant=rotations(program),
-    )
-
-
-def fit_of(
-    pair: Pair,
-    dataset: Dataset,
-    structure: Structure,
-    best: Outcome,
-    modes: ModeMap,
-    rows: float,
-    *,
-    inference: str,
-    seed: int,
-    weights: Any,
-    guide: str = "",
-    guide_parts: dict[str, Tensor] | None = None,
-    log_likelihood: float | None = None,
-    entropy: float = math.nan,
-    redundant: int = 0,
-) -> Fit:
-    """An outcome as a `Fit`; where nobody knows the log-likelihood, its bound."""
-    params = {name: value.detach().cpu() for name, value in best.params.items()}
-    free = sum(free_dims(structure.params[name].constraint, value) for name, value in params.items())
-    return Fit(
-        pair,
-        inference,
-        params,
-        torch.tensor(best.history, dtype=torch.float64),
-        best.converged,
-        best.bound if log_likelihood is None else log_likelihood,
-        free - redundant,
-        rows,
-        entropy,
-        modes,
-        {name: value.detach().cpu() for name, value in best.start.items()},
-        seed,
-        dataset.schema,
-        guide=guide,
-        guide_parts={name: value.detach().cpu() for name, value in (guide_parts or {}).items()},
-        versions=saving.versions(),
-        data=dataset,
-        weights=weights,
-    )
-
-
-def free_dims(constraint: object, value: Tensor) -> int:
-    """Dimensions along which a param of this constraint can move."""
-    constraint = base_constraint(constraint)
-    size = value.shape[-1] if value.dim() else 1
-    if constraint is constraints.simplex:
-        return value.numel() // size * (size - 1)
-    triangular = (constraints.positive_definite, constraints.lower_cholesky, constraints.softplus_lower_cholesky)
-    if any(constraint is c for c in triangular):
-        return value.numel() // size**2 * (size * (size + 1) // 2)
-    if constraint is constraints.corr_cholesky:
-        return value.numel() // size**2 * (size * (size - 1) // 2)
-    return value.numel()
-
-
-__all__ = ["Fit", "engine_state", "finish", "free_dims"]

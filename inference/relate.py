@@ -12,7 +12,8 @@ from .data import Dataset
 from .errors import ModelError, OptionError, warn
 from .estep import one_thread
 from .factors import Point
-from .fit import Fit, fit_of
+from .finish import fit_of
+from .fit import Fit
 from .loop import Stop
 from .modes import Outcome, map_modes, rank
 from .new_graphs import INTO, OUT

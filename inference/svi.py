@@ -35,7 +35,8 @@ from .data import Dataset, num_rows
 from .deep import Asked, deep_svi, has_networks
 from .errors import FitError, ModelError, OptionError, warn
 from .estep import one_thread
-from .fit import Fit, finish
+from .finish import finish
+from .fit import Fit
 from .free import base_constraint, values_of
 from .guided import ROWS, fingerprint
 from .guides import SHAPES, GuideShape

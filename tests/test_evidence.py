@@ -12,7 +12,7 @@ from stories import SMOOTH, STORIES
 from stories.base import CUBE, label, real, simplex
 
 from latentzoo import Pair, em, zoo
-from latentzoo.inference import fit, program
+from latentzoo.inference import devices, program
 from latentzoo.inference.data import map_tensors
 from latentzoo.inference.errors import ModelError
 
@@ -202,7 +202,7 @@ def test_chunks_change_nothing_for_ones_own_models(monkeypatch, name):
 @pytest.mark.parametrize("copied", [1 << 28, 0], ids=["copied", "in place"])
 @pytest.mark.parametrize("covariance", ["full", "diagonal"])
 def test_a_memory_map_of_float32_is_fitted_in_float64(monkeypatch, tmp_path, covariance, copied):
-    monkeypatch.setattr(fit, "DOUBLED_BYTES", copied)
+    monkeypatch.setattr(devices, "DOUBLED_BYTES", copied)
     x = many_rows(missing=0.1).float().numpy()
     np.save(tmp_path / "x.npy", x)
     mapped = np.load(tmp_path / "x.npy", mmap_mode="r")

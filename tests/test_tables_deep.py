@@ -211,6 +211,7 @@ def test_a_count_that_is_0_or_1_alone_is_pointed_out():
         ("gaussian_mixture_vae", {"num_components": 3}),
         ("conditional_vae", {"conditions": ("age", "occupation")}),
         ("semi_supervised_vae", {"num_classes": 6}),
+        ("hierarchical_vae", {}),
     ],
 )
 def test_other_models_take_mixed_tables_too(name, options, tmp_path):

@@ -7,16 +7,18 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from ...inference.likelihoods import likelihood_of
-from ...inference.networks import Networks, check_sizes, filled, mlp, normal_of
+from ...inference.data import Schema
+from ...inference.likelihoods import Likelihood, likelihood_of
+from ...inference.networks import Networks, check_sizes, mlp, normal_of
 from ...inference.pair import Pair
+from ...inference.tabular import Kinds, columns_of, tabular
 from ..registry import register
 
 
 @register(
     family="deep",
     summary="a variational autoencoder of two layers: a few numbers of a row decide how its other numbers lie",
-    data="a table (N, D) of 0 and 1, categories, numbers or counts, as the likelihood says; NaN is missing",
+    data="a table (N, D) of 0 and 1, categories, numbers, counts or all of these, by the likelihood; NaN is missing",
     inference=("svi",),
     references=(
         "Rezende, Mohamed and Wierstra (2014), Stochastic Backpropagation, ICML",
@@ -31,13 +33,16 @@ from ..registry import register
     size="latent_dim",
     examples=({"latent_dim": 4, "hidden": (32,)},),
 )
+@tabular
 def hierarchical_vae(
     latent_dim: int = 8,
     top_dim: int = 2,
-    likelihood: str = "bernoulli",
+    likelihood: str | Likelihood = "bernoulli",
     hidden: tuple[int, ...] = (128,),
     covariance: str = "learned",
     num_categories: int = 2,
+    kinds: Kinds | None = None,
+    schema: Schema | None = None,
 ) -> Pair:
     r"""Variational autoencoder of two layers of latents (Burda et al. 2016, with two stochastic layers).
 
@@ -54,24 +59,26 @@ def hierarchical_vae(
     ``decoder``                 network :math:`f_\theta`, (K,) to the outputs that the likelihood needs
     ``encoder``                 network, (D,) to :math:`\mu_\phi, \sigma_\phi`
     ``top_encoder``             network, (K,) to :math:`\mu_\chi, \sigma_\chi`
-    ``scale`` (D,)              of a gaussian likelihood with ``covariance="learned"``
-    ``concentration`` (D,)      of a negative binomial likelihood
+    ``scale`` (D,)              of a gaussian likelihood with ``covariance="learned"``; of mixed, of numeric columns
+    ``concentration`` (D,)      of a negative binomial likelihood; of mixed, of columns of counts
+    ``center``, ``unit`` (D,)   of mixed columns: what they are standardised by, measured and not learned
     ``top`` (N, T)              y, latent of each row, of the upper layer
     ``z`` (N, K)                latent of each row, of the lower layer
     ``x`` (N, D)                observed
     ==========================  ===========================================================================
 
     The upper layer falls out of use easily: z alone can say all there is to say of a row, and then y costs. Let it
-    into the bound by and by: ``warmup=Warmup(steps)``.
+    into the bound by and by: ``warmup=Warmup(steps)``. ``likelihood="mixed"`` takes each column by its type, as in
+    `vae`, or as ``kinds`` says.
     """
     K, T = latent_dim, top_dim
     check_sizes(latent_dim=K, top_dim=T)
-    law = likelihood_of(likelihood, covariance, num_categories)
+    law = likelihood_of(likelihood, covariance, num_categories, columns=columns_of(schema, kinds, num_categories))
 
     networks = Networks(
         top_decoder=lambda D: mlp(T, hidden[::-1], 2 * K),
         decoder=lambda D: mlp(K, hidden[::-1], law.num_outputs(D)),
-        encoder=lambda D: mlp(D, hidden, 2 * K),
+        encoder=lambda D: mlp(law.num_inputs(D), hidden, 2 * K),
         top_encoder=lambda D: mlp(K, hidden, 2 * T),
     )
 
@@ -87,7 +94,7 @@ def hierarchical_vae(
         D = x.shape[1]
         encode, encode_top = networks.use("encoder", D), networks.use("top_encoder", D)
         with pyro.plate("data", len(x)):
-            z = pyro.sample("z", normal_of(encode(filled(x)), K))
+            z = pyro.sample("z", normal_of(encode(law.inputs(x)), K))
             pyro.sample("top", normal_of(encode_top(z), T))
 
-    return Pair(model, guide, networks.initialize(decoder=law.start))
+    return Pair(model, guide, networks.initialize(params=law.params, decoder=law.start))
