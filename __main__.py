@@ -166,6 +166,14 @@ def run_interpolate(args: argparse.Namespace) -> None:
     write_csv(zoo.load(args.folder).interpolate(first, second, args.num, args.data), args.out)
 
 
+def run_gaps(args: argparse.Namespace) -> None:
+    found = zoo.load(args.folder).gaps(args.data, args.num_steps, args.num)
+    if args.out:
+        rows = {"bound": found.encoder, "best": found.best, "log_prob": found.log_prob}
+        write_csv({"row": range(len(found.best)), **{name: value.tolist() for name, value in rows.items()}}, args.out)
+    print(found)
+
+
 def run_generate(args: argparse.Namespace) -> None:
     write_csv(zoo.load(args.folder).generate(args.num, given=read_given(args.given), seed=args.seed), args.out)
     if args.out:
@@ -283,6 +291,11 @@ def parsed(argv: Sequence[str] | None) -> argparse.Namespace:
         "the rows on the way from one row to another, as CSV",
         "runs/vae binary_digits --between 0 9 --num 5",
     )
+    gaps = command(
+        run_gaps,
+        "where the bound of a fit loses: by the guide's family, by its encoder",
+        "runs/vae binary_digits --num-steps 50 --num 20",
+    )
     generate = command(
         run_generate,
         "draw new rows from a saved fit, as CSV",
@@ -294,7 +307,7 @@ def parsed(argv: Sequence[str] | None) -> argparse.Namespace:
 
     for sub in (show, fit, compare):
         sub.add_argument("name", metavar="NAME", help="a model; latentzoo list names them")
-    on_data = (score, anomaly, latents, impute, reconstruct, embeddings, interpolate)
+    on_data = (score, anomaly, latents, impute, reconstruct, embeddings, interpolate, gaps)
     for sub in (*on_data, generate, summary):
         sub.add_argument("folder", metavar="RUN", help="the folder that latentzoo fit --out wrote")
     for sub in (fit, compare, *on_data):
@@ -303,7 +316,8 @@ def parsed(argv: Sequence[str] | None) -> argparse.Namespace:
         )
     generate.add_argument("--seed", default=0, **OPTIONS["seed"])
     for sub in (*on_data, generate):
-        sub.add_argument("--out", metavar="FILE.csv", help="write here instead of to the terminal")
+        where = "write the bounds of every row here" if sub is gaps else "write here instead of to the terminal"
+        sub.add_argument("--out", metavar="FILE.csv", help=where)
     anomaly.add_argument(
         "--by", default="density", choices=BY, help="minus log p(x), or of networks what z leaves open"
     )
@@ -317,6 +331,8 @@ def parsed(argv: Sequence[str] | None) -> argparse.Namespace:
         "--between", metavar=("FROM", "TO"), type=int, nargs=2, required=True, help="rows, the first being 0"
     )
     interpolate.add_argument("--num", type=int, default=8, help="how many rows, ends included (default: 8)")
+    gaps.add_argument("--num-steps", type=int, default=500, help="of each row's own factors (default: 500)")
+    gaps.add_argument("--num", type=int, default=1000, help="draws that a bound is a mean of (default: 1000)")
     generate.add_argument("--num", type=int, default=1, help="how many rows (default: 1)")
     compare.add_argument("--by", default="bic", choices=("aic", "bic", "icl"), help="rank by it (default: bic)")
     fit.add_argument("--out", metavar="DIR", help="folder for the fit, its figures and the latents of every row")

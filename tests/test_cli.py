@@ -28,8 +28,10 @@ from latentzoo.models.registry import register
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
-WORDS = "list show fit compare score anomaly latents impute reconstruct embeddings interpolate generate summary demo"
-COMMANDS = tuple(WORDS.split())
+COMMANDS = (
+    *("list", "show", "fit", "compare", "score", "anomaly", "latents", "impute", "reconstruct", "embeddings"),
+    *("interpolate", "gaps", "generate", "summary", "demo"),
+)
 SURVEY = [  # answers with text and missing cells, and how many people gave them
     ("yes", "red", "high", 12),
     ("yes", "red", "low", 5),
@@ -121,6 +123,24 @@ def test_fit_takes_options_of_the_model_and_of_the_driver(run: Run) -> None:
 def test_fit_starts_from_twenty_places(run: Run) -> None:
     best = zoo.fit("gaussian_mixture", "iris", restarts=20)
     assert run("fit gaussian_mixture iris").out == best.summary() + "\n"
+
+
+def test_what_networks_can_do_is_done_by_commands_too(run: Run, tmp_path: Path) -> None:
+    options = "--hidden 8 --num-steps 60 --tol 0 --restarts 1 --validation 0.1 --seed 3"
+    assert run(f"fit vae binary_digits {options} --out run")[0] == 0
+    fit = zoo.load(tmp_path / "run")
+    images = zoo.fit("vae", "binary_digits", num_steps=0, tol=0).data
+    np.save(tmp_path / "few.npy", images.values[:20].numpy())
+    few = images.values[:20]
+    found = read_csv(run("embeddings run few.npy").out)
+    places = np.array([[float(row[name]) for name in row if name != "row"] for row in found])
+    np.testing.assert_allclose(places, fit.embeddings(few).to_numpy(), rtol=1e-6)
+    assert len(read_csv(run("interpolate run few.npy --between 0 9 --num 5").out)) == 5
+    code, out, err = run("gaps run few.npy --num 200 --out gaps.csv")
+    rows = read_csv((tmp_path / "gaps.csv").read_text())
+    assert (code, err, len(rows), list(rows[0])) == (0, "", 20, ["row", "bound", "best", "log_prob"])
+    assert all(float(row["bound"]) <= float(row["best"]) for row in rows)
+    assert "amortization" in out
 
 
 def test_fit_that_did_not_converge_says_so_in_a_line(run: Run) -> None:
