@@ -95,17 +95,24 @@ class Steps:
         if self.watched or any(buffer._version != version for buffer, version in self.buffers.items()):
             self._forgo("its networks have hooks, or count what passes (as batch norm does)")
             return
-        recorder = Recorder([*self.leaves, *tensors])
+        inputs = [*self.leaves, *tensors]
         try:
+            recorder = Recorder(inputs)
             with forked(), recorder:
                 found = self._run(batch)
             graph = recorder.graph_of(found)
+            with forked(), torch.no_grad():
+                same = agree(graph(*inputs), found)
         except Varies as reason:
             self._forgo(str(reason))
-            return
-        inputs = [*self.leaves, *tensors]
-        self.replay = translated(graph, inputs) if self.compile else graph
-        self.shapes, self.next_check = [tensor.shape for tensor in tensors], BEGIN + 1
+        except Exception as error:  # the run before was sound: it is the record that cannot be had
+            self._forgo(f"its record cannot be replayed ({error})")
+        else:
+            if not same:
+                self._forgo("its record does not do the same")
+                return
+            self.replay = translated(graph, inputs) if self.compile else graph
+            self.shapes, self.next_check = [tensor.shape for tensor in tensors], BEGIN + 1
 
     def _checked(self, batch: Any, tensors: Sequence[Tensor]) -> Found:
         """A run, with a replay beside it."""

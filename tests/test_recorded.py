@@ -100,6 +100,62 @@ def test_what_a_loss_may_be_made_of():
     assert recorded_one.replay is not None
 
 
+class Reads(nn.Module):
+    """A network of rows (N, 32) as sequences of four."""
+
+    def __init__(self, inner, out):
+        super().__init__()
+        self.inner, self.last = inner, nn.Linear(out, 1)
+
+    def forward(self, x):
+        found = self.inner(x.view(len(x), 4, 8))
+        return self.last((found[0] if isinstance(found, tuple) else found)[:, -1])
+
+
+class Looks(nn.Module):
+    """A network of codes."""
+
+    def __init__(self, sparse):
+        super().__init__()
+        self.table = nn.Embedding(10, 4, sparse=sparse)
+
+    def forward(self, x):
+        return self.table((x[:, 0].abs() * 3).long().clamp_max(9)).exp()
+
+
+@pytest.mark.parametrize(
+    ("network", "replayed"),
+    [
+        (lambda: nn.Sequential(nn.Unflatten(1, (2, 4, 4)), nn.Conv2d(2, 4, 3), nn.ReLU(), nn.MaxPool2d(2)), True),
+        (lambda: Reads(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), 8), True),
+        (lambda: nn.Sequential(nn.Linear(32, 8), nn.LayerNorm(8), nn.RReLU(), nn.Dropout(0.3)), True),
+        (lambda: Looks(sparse=False), True),
+        (lambda: Looks(sparse=True), False),
+        (lambda: Reads(nn.LSTM(8, 16, batch_first=True), 16), None),  # its kernels differ from machine to machine
+        (lambda: Reads(nn.GRU(8, 16, batch_first=True), 16), None),
+        (lambda: nn.Sequential(nn.utils.parametrizations.spectral_norm(nn.Linear(32, 8))), False),
+    ],
+)
+def test_networks_are_replayed_or_run(network, replayed):
+    pairs = []
+    for compile in (None, False):
+        torch.manual_seed(0)
+        made = network()
+        leaves = list(made.parameters())
+        pairs.append((Steps(lambda x, made=made: made(x).square().mean(), leaves, [made], compile), leaves))
+    for step in range(BEGIN + 5):
+        x = torch.randn(16, 32)
+        for steps, leaves in pairs:
+            torch.manual_seed(step)
+            steps(x, [x])
+            with torch.no_grad():
+                for leaf in leaves:
+                    leaf.sub_(0.1 * leaf.grad.to_dense())
+    (steps, ours), (_, theirs) = pairs
+    assert all(map(torch.equal, ours, theirs))
+    assert replayed is None or (steps.replay is not None) == replayed
+
+
 def pair_of(looks=lambda x: 1.0, decoder=None):
     decoder = decoder or mlp(2, (8,), DIGITS.shape[1])
     encoder = mlp(DIGITS.shape[1], (8,), 4)
