@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from .amortized import Amortized, amortize
+from .amortized import Amortized, amortize, asked_for
 from .annealing import FreeBits, Warmup
 from .arrays import is_missing, num_rows, tensors_of
 from .ascent import NotFinite
+from .asked import Asked
 from .batches import Batches
 from .checks import check_counts, check_options, row_weights
 from .data import Dataset
@@ -39,35 +39,6 @@ LOOK = 64  # rows of the run that looks for networks
 LARGE = 5_000_000  # products of a step from which torch's threads pay
 
 
-class Asked(NamedTuple):
-    """Options of `svi` that concern pairs with networks."""
-
-    amortized: Amortized | None
-    epochs: int | None
-    num_steps: int
-    batch_size: int | None
-    num_particles: int | None
-    learning_rate: float | None
-    optimizer: Callable[..., Any] | None
-    objective: str | None
-    warmup: Warmup | None
-    free_bits: FreeBits | float | None
-    validation: float
-    patience: int
-    tol: float
-    clip: float
-    restarts: int
-    seed: int
-    weights: Any
-    start: Mapping[str, Tensor] | None
-    checkpoint: str | Path | None
-    checkpoint_steps: int
-    checkpoint_seconds: float
-    resume: bool
-    compile: bool | None
-    progress: bool | None
-
-
 def deep_svi(pair: Pair, dataset: Dataset, home: torch.device, asked: Asked) -> Fit:
     """Fit the networks; `svi` has taken the data in, and documents the options.
 
@@ -76,12 +47,14 @@ def deep_svi(pair: Pair, dataset: Dataset, home: torch.device, asked: Asked) -> 
     plan = _plan(asked)
     with engine_state(asked.seed, "cpu", torch.float32):
         values = to_dtype(on_cpu(dataset).values, torch.float32)
-        story = read_story(replace(pair, guide=None) if asked.amortized else pair, values)
+        shape = asked_for(asked.guide)
+        story = read_story(pair if shape is None else replace(pair, guide=None), values)
         if story.dtype is not torch.float32:
             values = to_dtype(on_cpu(dataset).values, story.dtype)
             torch.set_default_dtype(story.dtype)
         fixed: dict[str, Tensor] = {}
-        shape = asked.amortized or (Amortized() if story.latents and pair.guide is None else None)
+        if shape is None and story.latents and pair.guide is None:
+            shape = Amortized()
         if shape is not None:
             amortized, fixed = amortize(pair, story, values, dataset.schema, shape)
             story = read_story(amortized, values, story.dtype)
@@ -202,9 +175,19 @@ def _plan(asked: Asked) -> Plan:
     if objective != "elbo" and (asked.warmup is not None or asked.free_bits):
         raise OptionError(f"warmup, free_bits: objective={objective!r} has no KL divergence of its own; use 'elbo'")
     bits = asked.free_bits if isinstance(asked.free_bits, FreeBits | None) else FreeBits(asked.free_bits)
-    rate = RATE if asked.learning_rate is None else asked.learning_rate
-    a = asked
-    return Plan(objective, particles, rate, a.clip, a.tol, a.patience, a.warmup, bits, a.seed, a.compile)
+    warmup = Warmup(asked.warmup) if isinstance(asked.warmup, int) else asked.warmup
+    return Plan(
+        objective=objective,
+        num_particles=particles,
+        learning_rate=RATE if asked.learning_rate is None else asked.learning_rate,
+        clip=asked.clip,
+        tol=asked.tol,
+        patience=asked.patience,
+        warmup=warmup,
+        free_bits=bits,
+        seed=asked.seed,
+        compile=asked.compile,
+    )
 
 
 def _batch_size(given: Any, rows: int, values: Any) -> int | None:
