@@ -27,6 +27,7 @@ APART = 1_000  # steps, at most, between two checks
 CLOSE = 1e-4  # of a replay to a run, relative
 
 Found = Sequence[Tensor | None]  # a loss, and the gradients of it
+Replay = Callable[..., Found]  # leaves, tensors of a batch -> what is found
 Place = tuple[int, int, torch.Size, tuple[int, ...], torch.dtype]
 
 
@@ -58,7 +59,7 @@ class Steps:
     ) -> None:
         self.loss, self.leaves, self.compile = loss, list(leaves), bool(compile)
         self.records = compile is not False and all(leaf.device.type in ("cpu", "cuda") for leaf in leaves)
-        self.replay: Callable[..., Found] | None = None
+        self.replay: Replay | None = None
         self.shapes: list[torch.Size] = []
         self.step, self.next_check = 0, BEGIN
         self.watched = any(map(is_watched, networks))
@@ -77,8 +78,7 @@ class Steps:
         elif self.step == self.next_check:
             found = self._checked(batch, tensors)
         else:
-            with torch.no_grad():
-                found = self.replay(*self.leaves, *tensors)
+            found = played(self.replay, [*self.leaves, *tensors])
         loss, *gradients = found
         for leaf, gradient in zip(self.leaves, gradients, strict=True):
             leaf.grad = gradient
@@ -101,8 +101,8 @@ class Steps:
             with forked(), recorder:
                 found = self._run(batch)
             graph = recorder.graph_of(found)
-            with forked(), torch.no_grad():
-                same = agree(graph(*inputs), found)
+            with forked():
+                same = agree(played(graph, inputs), found)
         except Varies as reason:
             self._forgo(str(reason))
         except Exception as error:  # the run before was sound: it is the record that cannot be had
@@ -117,8 +117,8 @@ class Steps:
     def _checked(self, batch: Any, tensors: Sequence[Tensor]) -> Found:
         """A run, with a replay beside it."""
         assert self.replay is not None
-        with forked(), torch.no_grad():
-            replayed = self.replay(*self.leaves, *tensors)
+        with forked():
+            replayed = played(self.replay, [*self.leaves, *tensors])
         found = self._run(batch)
         if not agree(replayed, found):
             if self.step > BEGIN + 1:
@@ -137,7 +137,15 @@ class Steps:
         self.records = False
 
 
-def translated(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> Callable[..., Found]:
+def played(replay: Replay, inputs: Sequence[Tensor]) -> Found:
+    """What a record gives: without autograd, and past torch's modes, such as that of a default device, which would look
+    at every operation.
+    """
+    with torch.no_grad(), torch._C.DisableTorchFunction():
+        return replay(*inputs)
+
+
+def translated(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> Replay:
     """A graph as `torch.compile` makes it, with the draws of the graph itself.
 
     Raises
@@ -146,10 +154,10 @@ def translated(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> Callable[...,
         It cannot: there is no C++ compiler, say.
     """
     try:
-        with warnings.catch_warnings(), forked(), torch.no_grad():
+        with warnings.catch_warnings(), forked():
             warnings.simplefilter("ignore")  # torch's, of its own parts
-            compiled: Callable[..., Found] = torch.compile(graph, dynamic=False, options={"fallback_random": True})
-            compiled(*inputs)
+            compiled: Replay = torch.compile(graph, dynamic=False, options={"fallback_random": True})
+            played(compiled, inputs)
     except Exception as error:
         raise OptionError(f"compile: met True, and torch.compile says: {error}; leave compile out") from error
     return compiled
