@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -30,6 +30,7 @@ from .fit import Fit
 from .loop import Progress
 from .pair import Pair
 from .rows import Rows, first_rows, spread_rows
+from .starts import each_start
 from .structure import ROOM_FOR_PLATES, Bind, engine_state, run
 
 OBJECTIVES = ("elbo", "iwae", "dreg")
@@ -211,7 +212,7 @@ def _split(rows: int, share: float, seed: int) -> tuple[Tensor | None, Tensor | 
 def _starts(story: Story, data: Any, asked: Asked) -> list[dict[str, Tensor]]:
     """Starting values: as the pair's `initialize` draws them, otherwise as it declares them; `start` overrules."""
     declared = {name: leaf.declared for name, leaf in story.leaves.items()}
-    drawn = _drawn(story.pair, spread_rows(data), torch.Generator().manual_seed(asked.seed))
+    drawn = each_start(story.pair.initialize, spread_rows(data), torch.Generator().manual_seed(asked.seed))
     starts = []
     for number in range(asked.restarts):
         found = next(drawn, None)
@@ -220,15 +221,6 @@ def _starts(story: Story, data: Any, asked: Asked) -> list[dict[str, Tensor]]:
         starts.append({**declared, **_checked(found or {}, declared, "initialize")})
     starts[0] |= _checked(asked.start or {}, declared, "start")
     return starts
-
-
-def _drawn(pair: Pair, data: Any, generator: torch.Generator) -> Iterator[Mapping[str, Tensor]]:
-    while pair.initialize is not None:
-        found = pair.initialize(data, generator)
-        if not isinstance(found, Mapping):
-            yield from found
-            return
-        yield found
 
 
 def _checked(values: Mapping[str, Any], declared: dict[str, Tensor], where: str) -> dict[str, Tensor]:

@@ -23,7 +23,7 @@ from .relating import Relating, candidates_of, given_start, settled
 from .relations import Relation, read_relation
 from .runner import Runner
 from .sites import Params
-from .starts import _each
+from .starts import each_start
 
 
 def fit_relation(
@@ -86,7 +86,7 @@ def _starts(
     """A state of each restart: `initialize` and `start` may give the latent of the nodes."""
     relation = steps.relation
     candidates = candidates_of(relation, generator)
-    drawn = _each(pair.initialize, dataset.values, generator, relation.field.program.structure)
+    drawn = each_start(pair.initialize, dataset.values, generator, relation.field.program.structure)
     out = []
     for number in range(restarts):
         found = next(drawn, None)

@@ -84,7 +84,7 @@ def starting_values(
     """
     declared = {name: double(param.value) for name, param in structure.params.items()}
     told = start is not None and restarts == 1 and start.keys() >= declared.keys()
-    drawn = _each(None if told else pair.initialize, data, generator, structure)
+    drawn = each_start(None if told else pair.initialize, data, generator, structure)
     starts: list[dict[str, Tensor]] = []
     last = declared  # that was not jittered
     for number in range(restarts):
@@ -110,10 +110,10 @@ def jitter(values: Mapping[str, Tensor], structure: Structure, generator: torch.
     return out
 
 
-def _each(
-    initialize: Initialize | None, data: Any, generator: torch.Generator, structure: Structure
+def each_start(
+    initialize: Initialize | None, data: Any, generator: torch.Generator, structure: Structure | None = None
 ) -> Iterator[Start]:
-    """What `initialize` gives for each restart in turn."""
+    """What `initialize` gives for each restart in turn; nothing where there is none."""
     while initialize is not None:
         found = _drawn(initialize, data, generator, structure)
         if isinstance(found, Iterator):
@@ -123,13 +123,14 @@ def _each(
 
 
 def _drawn(
-    initialize: Initialize, data: Any, generator: torch.Generator, structure: Structure
+    initialize: Initialize, data: Any, generator: torch.Generator, structure: Structure | None
 ) -> Start | Iterator[Start]:
     """Starting values drawn by the model's own `initialize`, which knows no names of latents."""
     try:
         return initialize(data, generator)
     except TooFewRows as error:
-        sizes = {name: latent.cardinality for name, latent in structure.latents.items()}
+        latents = structure.latents if structure else {}
+        sizes = {name: latent.cardinality for name, latent in latents.items()}
         owner = next((name for name, size in sizes.items() if size == error.num_centers), None)
         if owner is None:
             raise
