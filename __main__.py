@@ -174,6 +174,11 @@ def run_gaps(args: argparse.Namespace) -> None:
     print(found)
 
 
+def run_plot(args: argparse.Namespace) -> None:
+    zoo.load(args.folder).plot(args.kind, args.data).savefig(args.out, dpi=150, bbox_inches="tight")
+    print(f"written to {args.out}")
+
+
 def run_generate(args: argparse.Namespace) -> None:
     write_csv(zoo.load(args.folder).generate(args.num, given=read_given(args.given), seed=args.seed), args.out)
     if args.out:
@@ -296,6 +301,12 @@ def parsed(argv: Sequence[str] | None) -> argparse.Namespace:
         "where the bound of a fit loses: by the guide's family, by its encoder",
         "runs/vae binary_digits --num-steps 50 --num 20",
     )
+    plot = command(
+        run_plot,
+        "draw a fit: the picture that suits it, or one by its kind",
+        "runs/iris iris --out iris.png",
+        "runs/vae binary_digits --kind samples --out samples.png",
+    )
     generate = command(
         run_generate,
         "draw new rows from a saved fit, as CSV",
@@ -308,9 +319,9 @@ def parsed(argv: Sequence[str] | None) -> argparse.Namespace:
     for sub in (show, fit, compare):
         sub.add_argument("name", metavar="NAME", help="a model; latentzoo list names them")
     on_data = (score, anomaly, latents, impute, reconstruct, embeddings, interpolate, gaps)
-    for sub in (*on_data, generate, summary):
+    for sub in (*on_data, plot, generate, summary):
         sub.add_argument("folder", metavar="RUN", help="the folder that latentzoo fit --out wrote")
-    for sub in (fit, compare, *on_data):
+    for sub in (fit, compare, *on_data, plot):
         sub.add_argument(
             "data", metavar="DATA", help="a CSV, Parquet, NPY, NPZ or IDX file, or bundled data, such as iris"
         )
@@ -331,6 +342,8 @@ def parsed(argv: Sequence[str] | None) -> argparse.Namespace:
         "--between", metavar=("FROM", "TO"), type=int, nargs=2, required=True, help="rows, the first being 0"
     )
     interpolate.add_argument("--num", type=int, default=8, help="how many rows, ends included (default: 8)")
+    plot.add_argument("--kind", help="such as bound, samples, reconstruction (default: what suits the model)")
+    plot.add_argument("--out", metavar="FILE.png", required=True, help="or .pdf, .svg")
     gaps.add_argument("--num-steps", type=int, default=500, help="of each row's own factors (default: 500)")
     gaps.add_argument("--num", type=int, default=1000, help="draws that a bound is a mean of (default: 1000)")
     generate.add_argument("--num", type=int, default=1, help="how many rows (default: 1)")

@@ -13,20 +13,17 @@ from .allocated import GUIDE
 from .allocating import (
     COLD,
     Allocating,
-    Block,
     Rows,
     cost,
     expect_shared,
-    make_block,
-    make_blocks,
     mean_of,
-    quiet,
     start_of,
     sum_of,
     update_from,
 )
 from .allocation import Allocation, check_margins
 from .bags import Bags
+from .count_blocks import Block, make_block, make_blocks, quiet
 from .data import Dataset
 from .errors import warn
 from .estep import one_thread

@@ -11,10 +11,11 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from .allocating import SINGLE, Block, Rows, Shared, expect_shared, make_block, make_blocks, mean_of
+from .allocating import Rows, Shared, expect_shared, mean_of
 from .allocation import Allocation, Side, read_allocation, sample_of
 from .bags import DENSE_BYTES, Bags
 from .checks import check_counts, check_seed
+from .count_blocks import SINGLE, Block, make_block, make_blocks
 from .data import DataError, Dataset
 from .derived import Moments
 from .errors import ModelError

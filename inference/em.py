@@ -24,7 +24,8 @@ from .compiler import compile_program
 from .data import num_rows, slice_rows
 from .errors import FitError, warn
 from .estep import one_thread
-from .factored import spread_by_column, turned
+from .factor_plan import spread_by_column
+from .factored import turned
 from .finish import finish
 from .fit import Fit
 from .labels import label_cells

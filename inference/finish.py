@@ -12,7 +12,7 @@ from torch import Tensor
 from . import saving, verbs
 from .data import Dataset
 from .estep import expectations
-from .factored import rotations
+from .factor_plan import rotations
 from .fit import Fit
 from .free import base_constraint
 from .modes import ModeMap, Outcome

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .affine import Affine, find_affine
 from .blocks import find_blocks
-from .factored import Factored, find_factored
+from .factor_plan import Factored, find_factored
 from .families import Ratio, prior_ratio
 from .free import base_constraint
 from .program import Program

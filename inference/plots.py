@@ -22,6 +22,7 @@ from .plots_params import params
 from .plots_priors import layers, prior
 from .plots_raters import confusion
 from .plots_regressions import regressions
+from .plots_rows import interpolation, reconstruction, samples
 from .plots_tables import profiles, rates
 from .plots_topics import mixtures, topics
 from .plots_weights import weights
@@ -50,10 +51,14 @@ KINDS: dict[str, Callable[..., Figure]] = {
     "weights": weights,
     "blocks": blocks,
     "roc": roc,
+    "reconstruction": reconstruction,
+    "samples": samples,
+    "interpolation": interpolation,
 }
 """Name of each kind -> the function of a fit, and data where it takes other than the fit's, that draws it."""
 
-DECODED = ("prior", "layers", "manifold")  # kinds that ask a network of points of the latents
+DECODED = ("prior", "layers", "manifold", "interpolation")  # kinds that ask a network of points of the latents
+OF_ROWS = ("reconstruction", "samples", "interpolation")  # kinds that no model has for its own
 LABELLED = ("roc",)  # kinds that take labels of the rows as well
 
 # what a model observes: numbers, categories, counts; before these, whether its rows have latents, and of what kind
@@ -98,7 +103,8 @@ def plot(fit: Any, kind: str | None = None, data: Any = None, labels: Any = None
         gave them), "rates" of counts, "embedding" where rows have continuous latents that a guide knows, and "bound" of
         any other. Of a fit with networks "topics" again; "prior" where that of a row is a mixture; of square images
         "layers" where rows have latents of two layers, "manifold" where they have two numbers or more; otherwise
-        "embedding".
+        "embedding". Only when asked for: "reconstruction", "samples" and "interpolation", rows as the fit expects them,
+        makes them up, and finds them between two.
     data : anything `Fit.adapted` takes, optional
         Rows to draw in place of those of the fit.
     labels : (N,) of bool, optional
@@ -125,8 +131,9 @@ def plot(fit: Any, kind: str | None = None, data: Any = None, labels: Any = None
         raise OptionError(f"kind: met {kind!r}, expected one of {', '.join(KINDS)}")
     if labels is not None and kind not in LABELLED:
         raise OptionError(f"labels: kind {kind!r} takes none, {', '.join(LABELLED)} does")
-    if fit.guide in NETWORKS and kind not in (*OF_NETWORKS, *LABELLED):
-        raise OptionError(f"kind: met {kind!r}, but a fit with networks has {', '.join((*OF_NETWORKS, *LABELLED))}")
+    own = (*OF_NETWORKS, *LABELLED, *OF_ROWS)
+    if fit.guide in NETWORKS and kind not in own:
+        raise OptionError(f"kind: met {kind!r}, but a fit with networks has {', '.join(own)}")
     try:
         return KINDS[kind](fit, data, labels) if kind in LABELLED else _drawn(kind, fit, data)
     except UnfitKind as error:

@@ -30,7 +30,7 @@ ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
 COMMANDS = (
     *("list", "show", "fit", "compare", "score", "anomaly", "latents", "impute", "reconstruct", "embeddings"),
-    *("interpolate", "gaps", "generate", "summary", "demo"),
+    *("interpolate", "gaps", "plot", "generate", "summary", "demo"),
 )
 SURVEY = [  # answers with text and missing cells, and how many people gave them
     ("yes", "red", "high", 12),
@@ -141,6 +141,10 @@ def test_what_networks_can_do_is_done_by_commands_too(run: Run, tmp_path: Path) 
     assert (code, err, len(rows), list(rows[0])) == (0, "", 20, ["row", "bound", "best", "log_prob"])
     assert all(float(row["bound"]) <= float(row["best"]) for row in rows)
     assert "amortization" in out
+    assert run("plot run few.npy --kind samples --out made.png") == (0, "written to made.png\n", "")
+    assert (tmp_path / "made.png").read_bytes().startswith(b"\x89PNG")
+    code, _, err = run("plot run few.npy --kind pie --out pie.png")
+    assert (code, err[:47]) == (2, "latentzoo: error: kind: met 'pie', expected one")
 
 
 def test_fit_that_did_not_converge_says_so_in_a_line(run: Run) -> None:

@@ -17,7 +17,8 @@ from latentzoo import Pair, em, zoo
 from latentzoo.inference.bundled import load_bundled
 from latentzoo.inference.errors import ModelError
 from latentzoo.inference.estep import expectations
-from latentzoo.inference.factored import em_step, find_factored, sums_of
+from latentzoo.inference.factor_plan import find_factored
+from latentzoo.inference.factored import em_step, sums_of
 from latentzoo.inference.rotations import varimax
 from latentzoo.inference.structure import engine_state
 from latentzoo.inference.verbs import program_on

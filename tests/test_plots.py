@@ -25,11 +25,11 @@ from latentzoo.inference.bundled import load_bundled
 from latentzoo.inference.data import DataError, adapt
 from latentzoo.inference.errors import OptionError
 from latentzoo.inference.modes import Mode, ModeMap
-from latentzoo.inference.plots import KINDS, plot
+from latentzoo.inference.plots import KINDS, OF_ROWS, plot
 from latentzoo.inference.plots_bound import iterations
 from latentzoo.inference.plots_clusters import apart, telling_pair
 from latentzoo.inference.plots_read import read_columns
-from latentzoo.inference.plots_style import PALETTE
+from latentzoo.inference.plots_style import PALETTE, percent
 from latentzoo.models.registry import ENTRIES
 from latentzoo.models.registry import entry as registered
 
@@ -98,9 +98,63 @@ def test_every_model_has_its_picture_and_the_general_ones(name: str, example: di
         assert name in figure.get_suptitle()
         assert f"{abs(fit.log_likelihood):.2f}" in figure.get_suptitle()
     assert set(fitting) >= ({"bound"} if fit.guide else {"bound", "decomposition"})
-    own = [kind for kind in fitting if kind not in ("bound", "decomposition")]
+    own = [kind for kind in fitting if kind not in ("bound", "decomposition", *OF_ROWS)]
     assert name not in PICTURES or own == PICTURES[name]
     assert texts(plot(fit)) == texts(fit.plot(own[0] if own else "bound"))
+
+
+def test_rows_beside_what_is_expected_of_them() -> None:
+    cars = load_bundled("cars")
+    fit = zoo.fit("vae", cars, likelihood="mixed", hidden=(16,), num_steps=300, tol=0)
+    figure = fit.plot("reconstruction")
+    back = fit.reconstruct(cars)
+    left = ((cars.mpg - back.mpg) ** 2).mean() / cars.mpg.var(ddof=0)
+    by_name = {axes.get_title(loc="left"): axes for axes in figure.axes}
+    assert list(by_name)[:9] == list(cars)
+    assert by_name["mpg"].get_xlabel() == f"in the data ({percent(1 - left)} explained)"
+    right = float((cars.engine == back.engine).mean())
+    assert by_name["engine"].get_xlabel() == f"in the data ({percent(right)} told right)"
+    shown = np.asarray(by_name["engine"].get_images()[0].get_array())
+    np.testing.assert_allclose(shown.sum(0), 1.0)  # of each label, where the fit puts it
+    np.testing.assert_allclose(by_name["mpg"].get_lines()[0].get_xdata(), cars.mpg)
+
+
+def test_rows_made_up_beside_those_of_the_data() -> None:
+    fit = iris_fit()
+    figure = fit.plot("samples")
+    made = np.asarray(fit.generate(1000))
+    (outline,) = (one for one in figure.axes[0].patches if not hasattr(one, "get_height"))
+    bottom, top = made[:, 0].min(), made[:, 0].max()
+    ends = outline.get_path().vertices[:, 0]
+    assert bottom <= ends.min() < ends.max() <= top
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["the data", "made up"]
+
+
+def test_images_are_drawn_as_images() -> None:
+    fit = zoo.fit("vae", "binary_digits", latent_dim=3, hidden=(16,), num_steps=100, tol=0)
+    gaps = fit.data.values.double().clone()
+    gaps[:, :20] = float("nan")
+    assert [axes.get_title(loc="left") for axes in fit.plot("reconstruction", gaps).axes] == [
+        "the data (coloured: missing)",
+        "expected",
+        "filled in",
+    ]
+    two = fit.plot("reconstruction").axes
+    assert len(two) == 2
+    seen = two[0].get_images()[0].get_array()[1:9, 1:9]  # the first digit, inside its frame
+    np.testing.assert_array_equal(seen, fit.data.values[0].reshape(8, 8).numpy())
+    strip = fit.plot("interpolation").axes[0].get_images()[0].get_array()
+    assert strip.shape == (5 * 10, 9 * 10)
+    first = np.asarray(fit.reconstruct(fit.data.values[:1])).reshape(8, 8)
+    assert np.corrcoef(strip[1:9, 1:9].ravel(), first.ravel())[0, 1] > 0.9
+    assert fit.plot("samples").axes[1].get_images()[0].get_array().shape == (4 * 10, 12 * 10)
+
+
+@pytest.mark.parametrize("kind", ["reconstruction", "samples", "interpolation"])
+def test_pictures_of_rows_want_a_table(kind: str) -> None:
+    fit = zoo.fit("stochastic_block_model", "karate_club", restarts=1)
+    with pytest.raises(OptionError, match=f"kind: met '{kind}', but"):
+        fit.plot(kind)
 
 
 def test_a_kind_that_does_not_fit_names_what_was_met_and_those_that_do() -> None:

@@ -430,7 +430,7 @@ def test_all_that_a_step_takes_is_on_the_device(kind, free, lies, objective, tmp
 
     def advance(training, *_):
         index = training.train[training.batches.next()]
-        loss = -training.estimate(index)
+        loss = training.loss(training.batch(index))
         loss.backward()
         places = [loss, *training.leaves.values(), *(leaf.grad for leaf in training.leaves.values())]
         assert {tensor.device.type for tensor in places} == {"meta"}

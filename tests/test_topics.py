@@ -11,9 +11,10 @@ from pyro.distributions import constraints
 from scipy.special import digamma, gammaln
 
 from latentzoo import Pair, zoo
-from latentzoo.inference.allocating import Allocating, Rows, expect_shared, make_blocks
+from latentzoo.inference.allocating import Allocating, Rows, expect_shared
 from latentzoo.inference.allocation import read_allocation, sample_of
 from latentzoo.inference.bags import bag_of_words, bags_of, bags_of_sparse
+from latentzoo.inference.count_blocks import make_blocks
 from latentzoo.inference.data import DataError, adapt
 from latentzoo.inference.errors import ConvergenceWarning, ModelError, OptionError
 from latentzoo.inference.schedule import Schedule
@@ -221,7 +222,7 @@ def test_bound_never_falls_at_any_update_of_any_factor(name):
 def test_single_precision_where_data_are_large_changes_no_digit_that_counts(monkeypatch):
     x, start = documents(60), start_topics()
     plain = short(lda(), x, 30, start={"topics": start})
-    monkeypatch.setattr("latentzoo.inference.allocating.SINGLE", 0)
+    monkeypatch.setattr("latentzoo.inference.count_blocks.SINGLE", 0)
     single = short(lda(), x, 30, start={"topics": start})
     assert single.history[-1].item() == pytest.approx(plain.history[-1].item(), rel=1e-6)
     assert min(np.diff(single.history.numpy())) >= -1e-9 * (1 + abs(single.history[-1].item()))
