@@ -66,7 +66,7 @@ def samples(fit: Any, data: Any = None) -> Figure:
     made = told(fit, "generate", 4 * ACROSS if side else MADE)
     given = numbers(fit, spread(fit, dataset, 2 * ACROSS if side else SHOWN))
     if side:
-        figure = picture(fit, 9.4, 6.2)
+        figure: Figure = picture(fit, 9.4, 6.2)
         panels = figure.subplots(2, 1, height_ratios=(2, 4))
         for axes, rows, title in zip(panels, (given, made), ("rows of the data", "rows made up"), strict=True):
             across = min(ACROSS, len(rows))
@@ -101,7 +101,7 @@ def interpolation(fit: Any, data: Any = None) -> Figure:
     ends = [int((means - means[start]).norm(dim=1).argmax()) for start in starts]
     paths = [told(fit, "interpolate", *ends, STEPS, rows) for ends in zip(starts, ends, strict=True)]
     if side:
-        figure = picture(fit, 8.2, 5.6)
+        figure: Figure = picture(fit, 8.2, 5.6)
         _images(
             figure.add_subplot(), torch.stack(paths).reshape(-1, STEPS, side, side), "from row to row: expected rows"
         )
