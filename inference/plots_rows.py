@@ -16,6 +16,7 @@ from torch import Tensor
 
 from .arrays import num_rows, slice_rows
 from .bags import densified
+from .by_guide import NETWORKS
 from .data import DataError, Dataset, adapt
 from .errors import ModelError
 from .plots_columns import UnfitKind
@@ -35,12 +36,18 @@ def reconstruction(fit: Any, data: Any = None) -> Figure:
     """Rows beside what the fit expects of them; of images with missing cells also as they are filled in."""
     dataset = table(fit, data)
     side = side_of(dataset)
-    rows = spread(fit, dataset, ACROSS if side else SHOWN)
-    given = numbers(fit, rows)
-    expected = told(fit, "reconstruct", rows)
+    places = spread(dataset.values, ACROSS if side else SHOWN)
+    rows = picked(fit, dataset, places)
+    given, own = numbers(fit, rows), data is None and fit.guide and fit.guide not in NETWORKS
+    # a guide knows the rows that it was fitted to, and has to learn of any others
+    expected = told(fit, "reconstruct")[places] if own else told(fit, "reconstruct", rows)
     if side:
         strips = [("the data", given), ("expected", expected)]
-        strips += [("filled in", told(fit, "impute", rows))] if bool(given.isnan().any()) else []
+        strips += (
+            [("filled in", told(fit, "impute")[places] if own else told(fit, "impute", rows))]
+            if bool(given.isnan().any())
+            else []
+        )
         return _strips(fit, strips, side)
     panels = _panels(fit, dataset)
     for axes, column, name, labels in panels[1]:
@@ -64,7 +71,7 @@ def samples(fit: Any, data: Any = None) -> Figure:
     dataset = table(fit, data)
     side = side_of(dataset)
     made = told(fit, "generate", 4 * ACROSS if side else MADE)
-    given = numbers(fit, spread(fit, dataset, 2 * ACROSS if side else SHOWN))
+    given = numbers(fit, picked(fit, dataset, spread(dataset.values, 2 * ACROSS if side else SHOWN)))
     if side:
         figure: Figure = picture(fit, 9.4, 6.2)
         panels = figure.subplots(2, 1, height_ratios=(2, 4))
@@ -94,7 +101,7 @@ def samples(fit: Any, data: Any = None) -> Figure:
 def interpolation(fit: Any, data: Any = None) -> Figure:
     """Expected rows on the way from one row to the one that lies farthest from it among the latents."""
     dataset = table(fit, data)
-    rows = spread(fit, dataset, 200)
+    rows = picked(fit, dataset, spread(dataset.values, 200))
     means = means_of(fit, rows)
     side = side_of(dataset)
     starts = torch.linspace(0, len(means) - 1, PATHS if side else 1).long().tolist()
@@ -130,10 +137,14 @@ def table(fit: Any, data: Any) -> Dataset:
     return dataset
 
 
-def spread(fit: Any, dataset: Dataset, num: int) -> Any:
-    """So many rows, evenly apart, in the form that the data came in."""
-    size = num_rows(dataset.values)
-    places = torch.linspace(0, size - 1, min(num, size)).round().long()
+def spread(values: Any, num: int) -> Tensor:
+    """Places of so many rows, evenly apart."""
+    size = num_rows(values)
+    return torch.linspace(0, size - 1, min(num, size)).round().long()
+
+
+def picked(fit: Any, dataset: Dataset, places: Tensor) -> Any:
+    """Some rows in the form that the data came in."""
     return fit.schema.decode(slice_rows(dataset.values, places), None)
 
 

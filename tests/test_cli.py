@@ -671,7 +671,7 @@ def test_readme_python_runs(
 
 def test_readme_commands_run(run: Run) -> None:
     lines = [line for block in blocks("bash") for line in block.splitlines() if line.startswith("latentzoo ")]
-    assert len(lines) == 6
+    assert len(lines) == 7
     for line in lines:
         ran = run(line.removeprefix("latentzoo "))
         assert (ran.code, ran.err) == (0, ""), line
