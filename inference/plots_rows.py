@@ -39,15 +39,16 @@ def reconstruction(fit: Any, data: Any = None) -> Figure:
     places = spread(dataset.values, ACROSS if side else SHOWN)
     rows = picked(fit, dataset, places)
     given, own = numbers(fit, rows), data is None and fit.guide and fit.guide not in NETWORKS
-    # a guide knows the rows that it was fitted to, and has to learn of any others
-    expected = told(fit, "reconstruct")[places] if own else told(fit, "reconstruct", rows)
+
+    def said(verb: str) -> Tensor:
+        """Of rows that it was fitted to a guide knows; of others it would have to learn."""
+        return told(fit, verb)[places] if own else told(fit, verb, rows)
+
+    expected = said("reconstruct")
     if side:
         strips = [("the data", given), ("expected", expected)]
-        strips += (
-            [("filled in", told(fit, "impute")[places] if own else told(fit, "impute", rows))]
-            if bool(given.isnan().any())
-            else []
-        )
+        if bool(given.isnan().any()):
+            strips.append(("filled in", said("impute")))
         return _strips(fit, strips, side)
     panels = _panels(fit, dataset)
     for axes, column, name, labels in panels[1]:
