@@ -25,7 +25,17 @@ BETAS = (0.9, 0.99)
 
 
 class NotFinite(ArithmeticError):
-    """The bound or its gradient is no number."""
+    """The bound or its gradient is no number, or cannot be computed.
+
+    Attributes
+    ----------
+    at : Tensor (P,), optional
+        The point where that is so.
+    """
+
+    def __init__(self, at: Tensor | None = None) -> None:
+        super().__init__("the bound or its gradient is no number")
+        self.at = at
 
 
 @dataclass
@@ -45,6 +55,7 @@ class State:
     best_x: Tensor = field(default_factory=lambda: torch.empty(0))
     bounds: list[float] = field(default_factory=list)
     iterates: Iterates = field(default_factory=lambda: Iterates(WINDOW // 2))
+    sound: Tensor | None = None  # the last point whose bound and gradient were numbers
 
     @classmethod
     def start(cls, x: Tensor, rate: float) -> State:
@@ -92,15 +103,18 @@ class Ascent:
         return state.best_x if not self.noisy and state.best > -math.inf else state.x
 
     def step(self, state: State) -> None:
-        """One step of Adam (Kingma and Ba 2015) up the bound, its gradient clipped."""
-        with torch.enable_grad():  # a caller may have turned it off
-            x = state.x.detach().requires_grad_()
-            bound = self.bound(x)
-        (gradient,) = torch.autograd.grad(bound, x)
+        """One step of Adam (Kingma and Ba 2015) up the bound, its gradient clipped.
+
+        Raises
+        ------
+        NotFinite
+            There is none from here; then the state is back at the last point from which there was one.
+        """
+        value, gradient = self._met(state)
         length = float(torch.linalg.vector_norm(gradient))
-        value = float(bound.detach())
         if not (math.isfinite(value) and math.isfinite(length)):
-            raise NotFinite
+            raise self._back(state)
+        state.sound = state.x
         if not self.noisy and value > state.best:
             state.best, state.best_x = value, state.x
         state.step += 1
@@ -118,6 +132,21 @@ class Ascent:
         state.x = torch.addcdiv(state.x, state.momentum, state.square.sqrt().add_(1e-12 * level), value=step_size)
         if self.noisy:
             state.iterates.add(state.x)
+
+    def _met(self, state: State) -> tuple[float, Tensor]:
+        """The bound where a state is, and its gradient."""
+        try:
+            with torch.enable_grad():  # a caller may have turned it off
+                x = state.x.detach().requires_grad_()
+                bound = self.bound(x)
+            return float(bound.detach()), torch.autograd.grad(bound, x)[0]
+        except torch.linalg.LinAlgError:
+            raise self._back(state) from None
+
+    def _back(self, state: State) -> NotFinite:
+        at = state.x
+        state.x = at if state.sound is None else state.sound
+        return NotFinite(at)
 
     def look(self, state: State) -> None:
         """Is the ascent at rest at this learning rate? Then average, and lower the rate, or end."""

@@ -24,7 +24,10 @@ def blame(objective: Objective, free: Parts, rows: Tensor | None) -> str:
     drawn = objective.sampler.draw(free, program, rows, 1)
     values = {**objective.values(free), **{name: value[0] for name, value in drawn.values.items()}}
     bind = Bind(values, symbols=True)
-    nodes = sample_sites(run(program.model, program.data, bind, program.layout.nesting))
+    try:
+        nodes = sample_sites(run(program.model, program.data, bind, program.layout.nesting))
+    except torch.linalg.LinAlgError as error:
+        return f"the model cannot be computed ({error})"
     for name, site in nodes.items():
         with torch.no_grad():
             if not torch.isfinite(_log_prob(site)).all():

@@ -115,6 +115,7 @@ def _climb(training: Training, steps: int, bar: Progress, saver: DeepCheckpoints
     except KeyboardInterrupt:
         return "interrupted"
     except NotFinite:
+        _put(training, training.sound)
         return "not finite"
     finally:
         bar.close()
@@ -123,9 +124,14 @@ def _climb(training: Training, steps: int, bar: Progress, saver: DeepCheckpoints
 
 def _best(training: Training) -> None:
     """The weights where the held-out bound was best."""
+    _put(training, training.state.best)
+
+
+def _put(training: Training, found: Mapping[str, Tensor]) -> None:
+    """Weights in the place of those that there are."""
     with torch.no_grad():
         kept = training.kept()
-        for name, value in training.state.best.items():
+        for name, value in found.items():
             kept[name].copy_(value)
 
 

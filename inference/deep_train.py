@@ -86,6 +86,7 @@ class Training:
     state: Progressed
     optimizer: torch.optim.Optimizer
     decay: Callable[[float], None]
+    sound: dict[str, Tensor] = field(default_factory=dict)  # weights whose loss and gradient were numbers, lately
 
     @property
     def total(self) -> float:
@@ -148,7 +149,12 @@ class Training:
             picked = self.batches.next()
             index = picked if self.train is None else self.train if picked is None else self.train[picked]
             batch = self.batch(index)
-            value = self._guard(steps(batch, batch.tensors), leaves)
+            try:
+                value = self._guard(steps(batch, batch.tensors), leaves)
+            except torch.linalg.LinAlgError as error:
+                raise NotFinite from error
+            if state.step % every == 0:
+                self.sound = {name: value.detach().clone() for name, value in self.kept().items()}
             self.optimizer.step()
             state.step += 1
             state.bounds.append(-value * self.total)

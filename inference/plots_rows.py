@@ -50,11 +50,13 @@ def reconstruction(fit: Any, data: Any = None) -> Figure:
         if bool(given.isnan().any()):
             strips.append(("filled in", said("impute")))
         return _strips(fit, strips, side)
-    panels = _panels(fit, dataset)
-    for axes, column, name, labels in panels[1]:
+    figure, panels = _panels(fit, dataset)
+    for axes, column, name, labels in panels:
         seen = ~given[:, column].isnan()
         x, y = given[seen, column], expected[seen, column]
-        if labels:
+        if not len(x):
+            dress(axes, f"{name}: missing in all of these rows")
+        elif labels:
             _crossed(axes, x, y, labels)
             right = percent(float((x == y).double().mean()))
             dress(axes, name, f"in the data ({right} told right)", "expected")
@@ -64,7 +66,7 @@ def reconstruction(fit: Any, data: Any = None) -> Figure:
             axes.plot(ends, ends, color=DATA, linewidth=1.2, zorder=0)
             left = float(((x - y) ** 2).mean() / x.var(unbiased=False).clamp_min(1e-300))
             dress(axes, name, f"in the data ({percent(max(0.0, 1 - left))} explained)", "expected")
-    return panels[0]
+    return figure
 
 
 def samples(fit: Any, data: Any = None) -> Figure:
@@ -83,6 +85,9 @@ def samples(fit: Any, data: Any = None) -> Figure:
     figure, panels = _panels(fit, dataset)
     for axes, column, name, labels in panels:
         both = [part[:, column][~part[:, column].isnan()] for part in (given, made)]
+        if not all(map(len, both)):
+            dress(axes, f"{name}: missing in all of these rows")
+            continue
         if labels:
             for shift, part, shade in zip((-0.2, 0.2), both, (DATA, PALETTE[0]), strict=True):
                 share = torch.bincount(part.long(), minlength=len(labels)).double() / max(1, len(part))

@@ -48,8 +48,8 @@ class Recorder(TorchDispatchMode):
         self.changed.update(map(memory_of, written))
         if varies:
             self.varying.update(map(memory_of, [*made, *written]))
-        if not written and all(_place(one) in self.nodes for one in made):
-            return out
+        if made and not written and all(_place(one) in self.nodes for one in made):
+            return out  # a view that was met
         node = self.graph.call_function(func, tree_map(self._read, args), tree_map(self._read, kwargs))
         if isinstance(out, Tensor):
             self._write(out, node)
@@ -121,8 +121,10 @@ def _of_unknown_size(func: Any, args: Any) -> bool:
 
 
 def _matters(node: fx.Node) -> bool:
-    """Whether an operation stays though nothing takes its result: it changes a tensor, or the random state."""
+    """Whether an operation stays though nothing takes its result: it changes a tensor, or the random state, or has none
+    and is there to complain.
+    """
     if node.op != "call_function" or node.target is operator.getitem:
         return node.op in ("placeholder", "output")
     func: Any = node.target
-    return _draws(func) or func._schema.is_mutable
+    return _draws(func) or func._schema.is_mutable or not func._schema.returns

@@ -148,7 +148,13 @@ class OneRow(Messenger):
 
 
 def constraint_of(msg: dict) -> Any:
-    """The constraint that a `pyro.param` statement declares."""
+    """The constraint that a `pyro.param` statement declares.
+
+    One that names no value refers to what was declared before, by the model or by a module of Pyro's (`PyroParam`).
+    """
+    if len(msg["args"]) < 2:
+        declared = pyro.get_param_store().get_state()["constraints"]
+        return declared.get(msg["name"], constraints.real)
     return msg["kwargs"].get("constraint", msg["args"][2] if len(msg["args"]) > 2 else constraints.real)
 
 

@@ -51,8 +51,8 @@ def plain_svi(pair: Pair, dataset: Dataset, asked: Asked) -> Fit:
         runs, options = _runs(pair, dataset, share, shape, asked)
         best, ends, stopped = _climb(runs, dataset, options, asked)
         fit = _finished(pair, dataset, best, ends, options, share, asked.weights)
-        if stopped == "not finite":
-            where = blame(best.objective, best.parts(best.state.x), None)
+        if isinstance(stopped, NotFinite):
+            where = blame(best.objective, best.parts(stopped.at), None)
             raise FitError(
                 f"svi: {where} after {best.state.step} steps: lower learning_rate (here {options.learning_rate:g}), or "
                 f"look for a param that runs off (a prior or a bounded constraint holds it); error.fit is what was "
@@ -60,7 +60,7 @@ def plain_svi(pair: Pair, dataset: Dataset, asked: Asked) -> Fit:
                 fit.params,
                 fit,
             )
-    if stopped:
+    if stopped is not None:
         warn(f"svi: interrupted after {best.state.step} steps; the fit is what had been reached")
     elif asked.tol > 0 and not fit.converged:
         warn(f"svi: the bound had not come to rest after {asked.num_steps} steps: raise num_steps, or tol")
@@ -94,15 +94,18 @@ def _runs(
     return runs, options
 
 
-def _climb(runs: list[Run], dataset: Dataset, options: Options, asked: Asked) -> tuple[Run, list[float], str]:
-    """The run that went on, where all stood after the race, and a word where it was stopped."""
+def _climb(
+    runs: list[Run], dataset: Dataset, options: Options, asked: Asked
+) -> tuple[Run, list[float], BaseException | None]:
+    """The run that went on, where all stood after the race, and what stopped it, if anything did."""
     shape, lead, program = options.shape, len(runs), runs[0].program
     settings: dict[str, Any] = {"guide": shape.name if shape else "own", "restarts": lead}
     settings |= {name: value for name, value in options._asdict().items() if name != "shape"}
     kept = identity(runs[0], dataset, settings)
     saver = Checkpoints(asked.checkpoint, asked.checkpoint_steps, asked.checkpoint_seconds, kept)
     bar = Progress(asked.num_steps, "svi", asked.progress)
-    best, ends, stopped = runs[0], [], ""
+    best, stopped = runs[0], None
+    ends: list[float] = []
     try:
         with one_thread(when=(options.batch_size or program.num_rows) * program.size // program.num_rows < LARGE):
             found = saver.read() if asked.resume else None
@@ -117,10 +120,8 @@ def _climb(runs: list[Run], dataset: Dataset, options: Options, asked: Asked) ->
             saver.last_step = best.state.step
             best.ascent.run(best.state, asked.num_steps, bar, lambda _: saver.maybe(best, place))
             saver.write(best, place)
-    except KeyboardInterrupt:
-        stopped = "interrupted"
-    except NotFinite:
-        stopped = "not finite"
+    except (KeyboardInterrupt, NotFinite) as what:
+        stopped = what
     finally:
         bar.close()
     return best, ends, stopped

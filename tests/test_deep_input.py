@@ -113,6 +113,23 @@ def test_a_bound_that_is_no_number_stops_the_fit_with_what_was_reached():
     assert torch.isfinite(caught.value.fit.params["decoder$$$0.weight"]).all()
 
 
+def test_a_model_that_can_no_longer_be_computed_stops_the_fit_with_what_was_reached():
+    net = mlp(1, (4,), 4)
+
+    def model(x):
+        decode = pyro.module("net", net)
+        level = pyro.param("level", torch.tensor(1.0))
+        root = torch.linalg.cholesky(level * torch.eye(2))
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(1), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(decode(z) + level + 0.0 * root.sum(), 1.0).to_event(1), obs=x)
+
+    with pytest.raises(FitError, match="not finite after") as caught:
+        zoo.fit(Pair(model), IRIS - 99, inference="svi", learning_rate=0.02, num_steps=900, tol=0)
+    assert 0 < caught.value.fit.params["level"] < 1
+    assert caught.value.fit.score(IRIS).isfinite().all()
+
+
 # --- going on, and leaving no trace -----------------------------------------------------------------------------------
 
 

@@ -149,6 +149,15 @@ def test_rows_that_it_has_not_seen_find_their_latents(curves):
     assert np.abs(filled - IRIS[::5])[hidden].mean() < 0.6 * np.abs(IRIS[::5])[hidden].mean()
 
 
+def test_rows_without_a_structure_are_fitted():
+    """Nothing is there for the functions to say, so their variance falls."""
+    noise = np.random.default_rng(0).normal(size=(60, 4))
+    fit = zoo.fit("gplvm", noise, num_inducing=8, num_steps=200, tol=0)
+    assert 0 < fit.params["variance"] < 1
+    assert 0.5 < fit.params["scale"] < 1.2
+    assert fit.history.isfinite().all()
+
+
 def test_no_other_kernel_is_known():
     with pytest.raises(OptionError, match="kernel: met 'matern', expected one of rbf, linear"):
         zoo.create("gplvm", kernel="matern")

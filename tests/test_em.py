@@ -8,6 +8,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from oracle import bound, random_values
+from pyro.nn import PyroModule, PyroParam
 from sklearn.mixture import GaussianMixture
 from stories import SMOOTH, STORIES
 from stories.base import COUNTS, SIGNS, TABLE, XY, positive, real
@@ -281,3 +282,33 @@ def test_regressions_with_one_component_are_least_squares():
     slopes = torch.linalg.lstsq(XY.x, XY.y).solution
     torch.testing.assert_close(fit.params["slopes"], slopes, rtol=1e-6, atol=1e-7)
     torch.testing.assert_close(fit.params["scale"], ((XY.y - XY.x @ slopes) ** 2).mean().sqrt(), rtol=1e-6, atol=1e-7)
+
+
+class Spread(PyroModule):
+    """A module of Pyro's: its constraint is declared to the param store alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = PyroParam(torch.tensor(1.0), dist.constraints.positive)
+
+    def forward(self):
+        return self.scale
+
+
+@pytest.mark.parametrize("kind", ["module", "named again"])
+@pytest.mark.parametrize("inference", ["em", "svi"])
+def test_a_param_that_is_only_named_keeps_the_constraint_it_was_declared_with(kind, inference):
+    x = 0.01 * torch.randn(200, generator=torch.Generator().manual_seed(0)).double()
+
+    def model(rows):
+        spread = Spread() if kind == "module" else lambda: pyro.param("scale")
+        if kind == "named again":
+            positive("scale")
+        loc = pyro.param("loc", torch.tensor(0.0))
+        with pyro.plate("data", len(rows)):
+            pyro.sample("x", dist.Normal(loc, spread()), obs=rows)
+
+    fit = zoo.fit(Pair(model), x, inference=inference)
+    assert float(fit.params["scale"]) == pytest.approx(float(x.std(unbiased=False)), rel=1e-3)
+    with engine_state(0):
+        assert read(model, x).params["scale"].constraint is dist.constraints.positive

@@ -126,6 +126,22 @@ def test_a_learning_rate_that_explodes_stops_with_advice_and_the_last_good_state
     assert torch.equal(zoo.load(tmp_path / "run", pair=Pair(steep)).params["power"], error.fit.params["power"])
 
 
+def sinks(x):
+    """Its level falls below 0, where the matrix has no Cholesky factor."""
+    level = pyro.param("level", torch.tensor(1.0))
+    root = torch.linalg.cholesky(level * torch.eye(2))
+    with pyro.plate("data", len(x)):
+        pyro.sample("x", dist.Normal(level + 0.0 * root.sum(), 1.0), obs=x)
+
+
+def test_a_model_that_can_no_longer_be_computed_stops_with_the_last_good_state(tmp_path):
+    error = refuses(FitError, "the model cannot be computed", "cholesky", "error.fit", pair=Pair(sinks), data=X - 9)
+    assert 0 < error.fit.params["level"] < 1
+    assert torch.isfinite(error.fit.score(X)).all()
+    error.fit.save(tmp_path / "run")
+    assert torch.equal(zoo.load(tmp_path / "run", pair=Pair(sinks)).params["level"], error.fit.params["level"])
+
+
 def test_a_site_without_a_gradient_is_named():
     def root(x):
         a = pyro.param("a", torch.tensor(1.0))
