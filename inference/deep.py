@@ -78,7 +78,7 @@ def deep_svi(pair: Pair, dataset: Dataset, home: torch.device, asked: Asked) -> 
 
         placed = values if home.type == "cpu" else place(to_dtype(dataset.values, story.dtype), home)
 
-        def begin(start: dict[str, Tensor], at: dict[str, Tensor]) -> Training:
+        def begin(start: dict[str, Tensor], at: dict[str, Tensor], plan: Plan) -> Training:
             torch.manual_seed(asked.seed)
             free = {n: free_value(story.leaves[n], start[n]).detach().clone() for n in start}
             leaves = {n: at[n] if story.leaves[n].weight is not None else free[n].requires_grad_() for n in start}
@@ -91,13 +91,13 @@ def deep_svi(pair: Pair, dataset: Dataset, home: torch.device, asked: Asked) -> 
             number, ends = 0, []
             for start in starts if len(starts) > 1 else []:
                 with installed(story, start, training=True) as at:
-                    one = begin(start, at)
+                    one = begin(start, at, plan._replace(compile=None if plan.compile else plan.compile))
                     with contextlib.suppress(NotFinite):
                         one.advance(min(RACE, steps), Progress(0, "", False), lambda: None)
                     ends.append(sum(one.state.bounds[-20:]) / 20 if one.state.bounds else float("-inf"))
                     number = max(range(len(ends)), key=ends.__getitem__)
             with installed(story, starts[number], training=True) as at:
-                training = begin(starts[number], at)
+                training = begin(starts[number], at, plan)
                 saver = DeepCheckpoints(training, dataset, asked, plan)
                 stopped = _climb(training, steps, bar, saver, asked.resume)
                 _best(training)

@@ -68,7 +68,7 @@ class Steps:
             self._record(batch, tensors)
         elif [tensor.shape for tensor in tensors] != self.shapes:
             found = self._run(batch)
-        elif self.step == self.next_check:
+        elif self.step >= self.next_check:
             found = self._checked(batch, tensors)
         else:
             found = played(self.replay, [*self.leaves, *tensors])
@@ -116,12 +116,14 @@ class Steps:
             replayed = played(self.replay, inputs)
         found = self._run(batch)
         if not agree(replayed, found):
-            if self.step > BEGIN + 1:
+            if self.step <= BEGIN + 2:
+                self._forgo("it does not do the same at each step")
+            else:  # steps were taken: they are not lost
+                self.records = False
                 warn(
                     f"svi: at step {self.step} the pair does not do what it did at step {BEGIN}, which was replayed "
                     f"until now: give compile=False where a model or guide changes as it goes"
                 )
-            self._forgo("it does not do the same at each step")
         elif self.compile and self.replay is self.graph:
             self.replay = translated(self.graph, inputs)
         self.next_check = self.step + min(self.step - BEGIN, APART)

@@ -120,7 +120,7 @@ def svi(
     compile : bool, optional
         With networks: a step is recorded, and what it does replayed without the Python of the pair, to the bit as a
         run; a run now and then shows whether the pair still does the same. True: `torch.compile` translates the record,
-        which takes half a minute or so, and a C++ compiler on the CPU. False: the pair runs at every step.
+        which takes ten seconds to half a minute, and on the CPU a C++ compiler. False: the pair runs at every step.
     progress : bool, optional
         Show a bar. Default: on a terminal.
 
