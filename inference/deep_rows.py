@@ -19,7 +19,6 @@ from .deep_given import no_conditions, with_conditions
 from .deep_places import places
 from .deep_story import Play
 from .deep_verbs import ROW_DRAWS, Opened, laid_out, opened, plain_params, sample_posterior, shares, weights
-from .export import to_arviz as open_in_arviz
 from .generate import Draw, _as_given, empty_rows
 from .missing import complete, observed_part
 from .mixed_rows import parts_of
@@ -196,8 +195,8 @@ def decode(fit: Any, rows: Any, given: dict[str, Tensor]) -> Any:
     return fit.schema.decode(_rounded(out.reshape(rows.shape), fit.schema), None)
 
 
-def to_arviz(fit: Any, dataset: Dataset, num: int, seed: int) -> Any:
-    """The fit as ArviZ opens it: draws of latents from the guide, scores of rows, new rows."""
+def arviz_groups(fit: Any, dataset: Dataset, num: int, seed: int) -> dict[str, Any]:
+    """Arguments of `export.to_arviz`: draws of latents from the guide, scores of rows, new rows."""
     dataset = replace(dataset, values=as_one(dataset.values, "to_arviz"))
     drawn = {name: value.numpy()[None] for name, value in sample_posterior(fit, dataset, num, seed).items()}
     held = plain_params(fit)
@@ -217,12 +216,12 @@ def to_arviz(fit: Any, dataset: Dataset, num: int, seed: int) -> Any:
         "observed_data": {"x": torch.as_tensor(values).numpy()},
         "posterior_predictive": {"x": predicted.numpy()[None]} if predicted is not None else {},
     }
-    return open_in_arviz(
-        groups={name: group for name, group in groups.items() if group},
-        coords={"data": list(range(num_rows(values))), "column": names},
-        dims=dims,
-        attrs={"inference": fit.inference, "seed": fit.seed, "draws": "guide"},
-    )
+    return {
+        "groups": {name: group for name, group in groups.items() if group},
+        "coords": {"data": list(range(num_rows(values))), "column": names},
+        "dims": dims,
+        "attrs": {"inference": fit.inference, "seed": fit.seed, "draws": "guide"},
+    }
 
 
 def _predicted(fit: Any, size: int, num: int, seed: int) -> Tensor | None:

@@ -240,8 +240,6 @@ class Fit:
         """InferenceData (ArviZ 0.x) or DataTree (1.x): one draw of the params, or `num_draws` by "laplace" or
         "bootstrap".
         """
-        if self.guide in NETWORKS:
-            return self._fills.to_arviz(self, self.adapted(data), num_draws, seed)
         return groups.to_arviz(self, self.adapted(data), draws, num_draws, seed)
 
     def half_steps(self, num_iters: int = 8, data: Any = None) -> list[HalfStep]:

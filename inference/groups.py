@@ -8,10 +8,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import allocated, guided, related
 from . import draws as drawing
+from . import guided
+from .by_guide import NETWORKS, OWN, filling_of
 from .checks import check_seed
 from .data import Dataset
+from .errors import OptionError
 from .export import to_arviz as open_in_arviz
 from .generate import simulate
 from .labels import Cells, label_cells
@@ -26,9 +28,6 @@ Groups = dict[str, dict[str, np.ndarray]]
 
 def to_arviz(fit: Any, dataset: Dataset, draws: str | None, num_draws: int, seed: int) -> Any:
     """The fit as ArviZ opens it."""
-    for own in (allocated, related):
-        if fit.guide == own.GUIDE:
-            return open_in_arviz(**own.arviz_groups(fit, dataset, num_draws, seed))
     return open_in_arviz(**arviz_groups(fit, dataset, draws, num_draws, seed))
 
 
@@ -36,6 +35,10 @@ def arviz_groups(fit: Any, dataset: Dataset, draws: str | None, num_draws: int, 
     """Arguments of `export.to_arviz`: groups, coords, dims and attrs, as NumPy arrays with leading (chain=1,
     draw=S).
     """
+    own = filling_of(fit.guide) if fit.guide in NETWORKS else OWN.get(fit.guide)
+    if own is not None:
+        found: dict[str, Any] = own.arviz_groups(fit, dataset, num_draws, seed)
+        return found
     seed = check_seed(seed)
     if fit.guide:
         params = guided.shared_draws(fit, dataset, num_draws, seed)
@@ -44,10 +47,16 @@ def arviz_groups(fit: Any, dataset: Dataset, draws: str | None, num_draws: int, 
     else:
         params = drawing.param_draws(fit, num_draws, draws, seed)
     count = len(next(iter(params.values()))) if params else 1
-    with engine_state(seed), torch.no_grad():
-        program, latents, scores = _of_rows(fit, dataset, params, count)
-        each = [{name: value[s] for name, value in params.items()} for s in range(count)]
-        predicted = [simulate(fit, dataset.values, one) for one in each]
+    try:
+        with engine_state(seed), torch.no_grad():
+            program, latents, scores = _of_rows(fit, dataset, params, count)
+            each = [{name: value[s] for name, value in params.items()} for s in range(count)]
+            predicted = [simulate(fit, dataset.values, one) for one in each]
+    except torch.linalg.LinAlgError as error:
+        raise OptionError(
+            f"draws: met {draws!r}, and at one of the draws the model cannot be computed ({error}): the params are too "
+            f'uncertain for it; use draws="bootstrap", or None for the point'
+        ) from None
     observed = {name: plain(program.structure.trace.nodes[name]["value"]) for name in program.structure.observed}
     if isinstance(dataset.values, Tensor) and isinstance(
         predicted[0], Tensor

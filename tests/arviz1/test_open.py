@@ -104,8 +104,8 @@ def test_loo(opened: Opened) -> None:
         pytest.skip("this fit has no per-row log-likelihood")
     (name,) = log_likelihood
     array = log_likelihood[name]
-    if array.shape[0] * array.shape[1] == 1:
-        pytest.skip("one draw: a point estimate has no posterior to leave a row out of")
+    if (array == array[:1, :1]).all():
+        pytest.skip("one draw, or all alike: a point estimate has no posterior to leave a row out of")
     result = az.loo(opened.tree, pointwise=True)
     in_sample = np.log(np.exp(array).mean((0, 1))).sum()
     assert result.n_data_points == array[0, 0].size
