@@ -11,8 +11,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
+from latentzoo import zoo
 from latentzoo.inference import export
+from latentzoo.inference import groups as fit_groups
+from latentzoo.inference.errors import OptionError
 from latentzoo.inference.export import import_arviz, to_arviz
 
 CHAINS, DRAWS, N, K, D = 2, 400, 30, 3, 2
@@ -278,3 +282,13 @@ def test_the_module_needs_only_numpy() -> None:
 def test_the_notice_of_the_day_is_no_error(tmp_path: Path) -> None:
     """ArviZ 0.x warns when its stamp is missing or of another day, here in an empty cache."""
     run_alone("assert export.import_arviz().__name__ == 'arviz'", XDG_CACHE_HOME=str(tmp_path), HOME=str(tmp_path))
+
+
+def test_draws_at_which_the_model_cannot_be_computed_are_a_plain_error(monkeypatch):
+    def fails(*args):
+        raise torch.linalg.LinAlgError("the input is not positive-definite")
+
+    fit = zoo.fit("gaussian_mixture", "iris")
+    monkeypatch.setattr(fit_groups, "_of_rows", fails)
+    with pytest.raises(OptionError, match=r"draws: met 'laplace', .*\(the input is not positive.*draws=\"bootstrap\""):
+        fit.to_arviz("laplace")
