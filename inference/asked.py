@@ -6,7 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from .annealing import FreeBits, Warmup
@@ -17,7 +16,7 @@ OF_NETWORKS = ("epochs", "optimizer", "objective", "warmup", "free_bits", "valid
 
 
 class Asked(NamedTuple):
-    """The options of `svi`, by their names there."""
+    """The options of `svi` but where it computes, by their names there."""
 
     guide: Any
     num_steps: int
@@ -42,7 +41,6 @@ class Asked(NamedTuple):
     free_bits: FreeBits | float | None
     validation: float
     patience: int
-    device: str | torch.device | None
     compile: bool | None
     progress: bool | None
 

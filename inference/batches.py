@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
+
+from .errors import OptionError
 
 
 class Batches:
@@ -36,3 +40,20 @@ class Batches:
         rows = self.order[self.position : self.position + self.size]
         self.position += self.size
         return rows
+
+
+def batch_size_of(given: Any, rows: int, full: int, default: int) -> int | None:
+    """Rows of a step; None where it is all of them.
+
+    Where nobody asks for a number, all up to `full` rows, otherwise `default`.
+
+    Raises
+    ------
+    OptionError
+        It is no number of rows.
+    """
+    if given is None:
+        return None if rows <= full else default
+    if isinstance(given, bool) or not isinstance(given, int) or not 1 <= given <= rows:
+        raise OptionError(f"batch_size: met {given!r}, expected a whole number from 1 to {rows}, the number of rows")
+    return None if given == rows else given

@@ -29,7 +29,7 @@ from .arrays import (
     tensors_of,
     to_tensor,
 )
-from .bags import Bags, bag_of_words, bags_of, bags_of_sparse, check_bags, is_sparse, is_texts
+from .bags import Bags, bag_of_words, bags_of, bags_of_sparse, check_bags, densified, is_sparse, is_texts
 from .graph_forms import decode_graph
 from .graphs import adapt_graph
 from .idx import idx_array, is_idx
@@ -279,6 +279,11 @@ def _adapt_bags(data: Any, schema: Schema | None) -> tuple[Any, Schema]:
         return bags, Schema(None, {}, "sparse", bags.width)
     bags, words = bag_of_words(data, schema.columns if schema is not None else None)
     return bags, Schema(words, {}, "sparse", bags.width)
+
+
+def numbers_of(rows: Any, schema: Schema) -> Tensor:
+    """Rows as the user brings them as numbers (n, ...) in float64, labels as codes: what `Schema.decode` undoes."""
+    return densified(adapt(rows, schema).values).double()
 
 
 def decode_sparse(values: Any) -> Any:

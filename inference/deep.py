@@ -15,7 +15,7 @@ from .annealing import FreeBits, Warmup
 from .arrays import is_missing, num_rows, tensors_of
 from .ascent import NotFinite
 from .asked import Asked
-from .batches import Batches
+from .batches import Batches, batch_size_of
 from .checks import check_counts, check_options, row_weights
 from .data import Dataset
 from .deep_checkpoints import DeepCheckpoints
@@ -70,7 +70,8 @@ def deep_svi(pair: Pair, dataset: Dataset, home: torch.device, asked: Asked) -> 
         starts = [{name: v.to(home) for name, v in start.items()} for start in _starts(story, values, asked)]
         train, held = _split(num_rows(values), asked.validation, asked.seed)
         rows = num_rows(values) if train is None else len(train)
-        size = _batch_size(asked.batch_size, rows, values)
+        own = values.batch_size if isinstance(values, Rows) else None  # a loader's
+        size = batch_size_of(asked.batch_size, rows, own or FULL, own or BATCH)
         check_batch(story, size or rows)
         steps = asked.num_steps if asked.epochs is None else asked.epochs * (1 if size is None else rows // size)
         weights = sum(leaf.declared.numel() for leaf in story.leaves.values())
@@ -91,7 +92,8 @@ def deep_svi(pair: Pair, dataset: Dataset, home: torch.device, asked: Asked) -> 
             number, ends = 0, []
             for start in starts if len(starts) > 1 else []:
                 with installed(story, start, training=True) as at:
-                    one = begin(start, at, plan._replace(compile=None if plan.compile else plan.compile))
+                    # not compiled: a race is too short for that
+                    one = begin(start, at, plan._replace(compile=None) if plan.compile else plan)
                     with contextlib.suppress(NotFinite):
                         one.advance(min(RACE, steps), Progress(0, "", False), lambda: None)
                     ends.append(sum(one.state.bounds[-20:]) / 20 if one.state.bounds else float("-inf"))
@@ -100,7 +102,7 @@ def deep_svi(pair: Pair, dataset: Dataset, home: torch.device, asked: Asked) -> 
                 training = begin(starts[number], at, plan)
                 saver = DeepCheckpoints(training, dataset, asked, plan)
                 stopped = _climb(training, steps, bar, saver, asked.resume)
-                _best(training)
+                _put(training, training.state.best)  # where the held-out bound was best
                 fit = deep_fit(pair, dataset, training, shape, fixed, starts[number], ends)
     return _told(fit, training, stopped, steps)
 
@@ -120,11 +122,6 @@ def _climb(training: Training, steps: int, bar: Progress, saver: DeepCheckpoints
     finally:
         bar.close()
     return ""
-
-
-def _best(training: Training) -> None:
-    """The weights where the held-out bound was best."""
-    _put(training, training.state.best)
 
 
 def _put(training: Training, found: Mapping[str, Tensor]) -> None:
@@ -195,15 +192,6 @@ def _plan(asked: Asked) -> Plan:
         seed=asked.seed,
         compile=asked.compile,
     )
-
-
-def _batch_size(given: Any, rows: int, values: Any) -> int | None:
-    if given is None:
-        own = values.batch_size if isinstance(values, Rows) else None  # a loader's
-        return None if rows <= (own or FULL) else own or BATCH
-    if isinstance(given, bool) or not isinstance(given, int) or not 1 <= given <= rows:
-        raise OptionError(f"batch_size: met {given!r}, expected a whole number from 1 to {rows}, the number of rows")
-    return None if given == rows else given
 
 
 def _split(rows: int, share: float, seed: int) -> tuple[Tensor | None, Tensor | None]:

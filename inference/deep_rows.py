@@ -11,9 +11,8 @@ import torch
 from torch import Tensor
 
 from .arrays import is_missing, num_rows, slice_rows
-from .bags import densified
 from .checks import check_counts, check_seed
-from .data import DataError, Dataset, Schema, adapt
+from .data import DataError, Dataset, Schema, numbers_of
 from .deep_bound import Drawn, terms
 from .deep_given import no_conditions, with_conditions
 from .deep_places import places
@@ -233,7 +232,7 @@ def _predicted(fit: Any, size: int, num: int, seed: int) -> Tensor | None:
             rows = generate(fit, size * min(most, num - start), {}, seed + start)
             if isinstance(rows, dict):
                 return None
-            parts.append(densified(adapt(rows, fit.schema).values).double().unflatten(0, (-1, size)))
+            parts.append(numbers_of(rows, fit.schema).unflatten(0, (-1, size)))
     except DataError:
         return None
     return torch.cat(parts)

@@ -53,6 +53,8 @@ def arviz_groups(fit: Any, dataset: Dataset, draws: str | None, num_draws: int, 
             each = [{name: value[s] for name, value in params.items()} for s in range(count)]
             predicted = [simulate(fit, dataset.values, one) for one in each]
     except torch.linalg.LinAlgError as error:
+        if draws is None:  # those of a guide, or the point: nobody asked for others
+            raise
         raise OptionError(
             f"draws: met {draws!r}, and at one of the draws the model cannot be computed ({error}): the params are too "
             f'uncertain for it; use draws="bootstrap", or None for the point'

@@ -10,8 +10,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from .arrays import slice_rows
-from .bags import densified
-from .data import DataError, Dataset, adapt
+from .data import DataError, Dataset, numbers_of
 from .derived import Moments
 from .plots_columns import UnfitKind
 from .plots_style import DATA, PALETTE, dress, percent, picture
@@ -94,7 +93,7 @@ def manifold(fit: Any, data: Any = None) -> Figure:
         rows = decode(fit, slice_rows(dataset.values, torch.zeros(GRID**2, dtype=torch.long)), {site: grid})
     except DataError as error:
         raise UnfitKind(str(error)) from None
-    images = densified(adapt(rows, fit.schema).values).double().reshape(GRID, GRID, side, side)
+    images = numbers_of(rows, fit.schema).reshape(GRID, GRID, side, side)
     figure = picture(fit, 6.6, 6.6)
     axes = figure.add_subplot()
     axes.imshow(sheet(images).numpy(), cmap="gray_r", extent=(0, GRID, 0, GRID), interpolation="nearest")

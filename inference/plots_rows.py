@@ -15,9 +15,8 @@ from matplotlib.patches import Patch
 from torch import Tensor
 
 from .arrays import num_rows, slice_rows
-from .bags import densified
 from .by_guide import NETWORKS
-from .data import DataError, Dataset, adapt
+from .data import DataError, Dataset, numbers_of
 from .errors import ModelError
 from .plots_columns import UnfitKind
 from .plots_deep import means_of, sheet, side_of
@@ -38,7 +37,7 @@ def reconstruction(fit: Any, data: Any = None) -> Figure:
     side = side_of(dataset)
     places = spread(dataset.values, ACROSS if side else SHOWN)
     rows = picked(fit, dataset, places)
-    given, own = numbers(fit, rows), data is None and fit.guide and fit.guide not in NETWORKS
+    given, own = numbers_of(rows, fit.schema), data is None and fit.guide and fit.guide not in NETWORKS
 
     def said(verb: str) -> Tensor:
         """Of rows that it was fitted to a guide knows; of others it would have to learn."""
@@ -74,7 +73,7 @@ def samples(fit: Any, data: Any = None) -> Figure:
     dataset = table(fit, data)
     side = side_of(dataset)
     made = told(fit, "generate", 4 * ACROSS if side else MADE)
-    given = numbers(fit, picked(fit, dataset, spread(dataset.values, 2 * ACROSS if side else SHOWN)))
+    given = numbers_of(picked(fit, dataset, spread(dataset.values, 2 * ACROSS if side else SHOWN)), fit.schema)
     if side:
         figure: Figure = picture(fit, 9.4, 6.2)
         panels = figure.subplots(2, 1, height_ratios=(2, 4))
@@ -157,14 +156,9 @@ def picked(fit: Any, dataset: Dataset, places: Tensor) -> Any:
 def told(fit: Any, verb: str, *args: Any) -> Tensor:
     """Rows that a verb of the fit gives, as numbers."""
     try:
-        return numbers(fit, getattr(fit, verb)(*args))
+        return numbers_of(getattr(fit, verb)(*args), fit.schema)
     except (DataError, ModelError) as error:
         raise UnfitKind(str(error)) from None
-
-
-def numbers(fit: Any, rows: Any) -> Tensor:
-    """Rows in the form that they came in, as numbers (n, D), labels as codes."""
-    return densified(adapt(rows, fit.schema).values).double()
 
 
 def _strips(fit: Any, strips: list[tuple[str, Tensor]], side: int) -> Figure:

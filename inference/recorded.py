@@ -55,7 +55,7 @@ class Steps:
         self.replay: Replay | None = None  # the graph, or what `torch.compile` made of it
         self.shapes: list[torch.Size] = []
         self.step, self.next_check = 0, BEGIN
-        self.watched = any(map(is_watched, networks))
+        self.networks = list(networks)
         self.buffers = {buffer: buffer._version for network in networks for buffer in network.buffers()}
 
     def __call__(self, batch: Any, tensors: Sequence[Tensor]) -> Tensor:
@@ -81,11 +81,12 @@ class Steps:
     def _run(self, batch: Any) -> Found:
         loss = self.loss(batch)
         gradients = torch.autograd.grad(loss, self.leaves, allow_unused=True)
-        return [loss.detach(), *laid_out(gradients, self.leaves)]
+        return [loss.detach(), *as_backward_leaves(gradients, self.leaves)]
 
     def _record(self, batch: Any, tensors: Sequence[Tensor]) -> None:
         """Record a run beside the one that counts."""
-        if self.watched or any(buffer._version != version for buffer, version in self.buffers.items()):
+        watched = any(map(is_watched, self.networks))
+        if watched or any(buffer._version != version for buffer, version in self.buffers.items()):
             self._forgo("its networks have hooks, or count what passes (as batch norm does)")
             return
         inputs = [*self.leaves, *tensors]
@@ -162,8 +163,8 @@ def translated(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> Replay:
     return compiled
 
 
-def laid_out(gradients: Sequence[Tensor | None], leaves: Sequence[Tensor]) -> list[Tensor | None]:
-    """Gradients as `backward` leaves them: each in memory of its own, and laid there as its leaf is."""
+def as_backward_leaves(gradients: Sequence[Tensor | None], leaves: Sequence[Tensor]) -> list[Tensor | None]:
+    """Gradients as `backward` leaves them in leaves: each in memory of its own, and laid there as its leaf is."""
     found: list[Tensor | None] = []
     taken: set[int] = set()
     for gradient, leaf in zip(gradients, leaves, strict=True):

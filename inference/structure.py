@@ -153,8 +153,8 @@ def constraint_of(msg: dict) -> Any:
     One that names no value refers to what was declared before, by the model or by a module of Pyro's (`PyroParam`).
     """
     if len(msg["args"]) < 2:
-        declared = pyro.get_param_store().get_state()["constraints"]
-        return declared.get(msg["name"], constraints.real)
+        # `get_state()` has them too, but it copies the store, and strips its tensors of `unconstrained`
+        return pyro.get_param_store()._constraints.get(msg["name"], constraints.real)
     return msg["kwargs"].get("constraint", msg["args"][2] if len(msg["args"]) > 2 else constraints.real)
 
 

@@ -166,7 +166,6 @@ def svi(
             free_bits=free_bits,
             validation=validation,
             patience=patience,
-            device=device,
             compile=compile,
             progress=progress,
         )

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .ascent import WINDOW, NotFinite
 from .asked import Asked
+from .batches import batch_size_of
 from .begin import device_of, first_starts
 from .blame import blame
 from .certain import check_certain
@@ -72,7 +73,7 @@ def _runs(
 ) -> tuple[list[Run], Options]:
     """A run from each start, after every check."""
     structure = read(pair.model, dataset.values)
-    batch = _batch_size(asked.batch_size, structure.num_rows)
+    batch = batch_size_of(asked.batch_size, structure.num_rows, FULL_BATCH, BATCH)
     check_values(structure, dataset.schema)
     exact = exact_of_rows(structure, shape, pair.guide, dataset.values) if asked.alpha == 1.0 else set()
     given = [name for name in structure.continuous if name not in exact]
@@ -192,15 +193,6 @@ def _shape_of(guide: Any, pair: Pair) -> GuideShape | None:
     if name not in SHAPES:
         raise OptionError(f"guide: met {guide!r}, expected one of {', '.join(SHAPES)}, or a function of the data")
     return SHAPES[name]
-
-
-def _batch_size(given: Any, rows: int) -> int | None:
-    """Rows of a step; None where it is all of them."""
-    if given is None:
-        return None if rows <= FULL_BATCH else BATCH
-    if isinstance(given, bool) or not isinstance(given, int) or not 1 <= given <= rows:
-        raise OptionError(f"batch_size: met {given!r}, expected a whole number from 1 to {rows}, the number of rows")
-    return None if given == rows else given
 
 
 def _validate(program: Program, start: dict[str, Tensor]) -> None:

@@ -248,8 +248,10 @@ def test_compile_is_of_networks():
 
 
 @pytest.mark.slow
+# torch.compile writes C++ for the CPU; `test_what_torch_cannot_compile_is_said` is for machines without a compiler
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 @pytest.mark.parametrize("options", [{}, {"objective": "dreg"}, {"posterior": "full"}])
 def test_a_compiled_fit_is_the_same_but_for_rounding(options):
     compiled, run = (fit("vae", DIGITS, compile=compile, **options) for compile in (True, False))
-    assert compiled.history == pytest.approx(run.history, rel=1e-4)
+    # a compiled kernel adds in another order: float32 rounding, carried on by sixty steps, 4e-7 at most where measured
+    assert compiled.history == pytest.approx(run.history, rel=1e-5)
