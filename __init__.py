@@ -4,12 +4,12 @@ from importlib.metadata import PackageNotFoundError, version
 
 # absolute imports: pytest runs this file a second time under the folder's name, and must not load the library twice
 from latentzoo import models, zoo
-from latentzoo.inference.cavi import cavi
-from latentzoo.inference.em import em
+from latentzoo.inference.data.idx import read_idx
+from latentzoo.inference.drivers.cavi import cavi
+from latentzoo.inference.drivers.em import em
+from latentzoo.inference.drivers.svi import svi
 from latentzoo.inference.fit import Fit
-from latentzoo.inference.idx import read_idx
 from latentzoo.inference.pair import Pair
-from latentzoo.inference.svi import svi
 from latentzoo.models.registry import register
 
 try:

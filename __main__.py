@@ -13,13 +13,11 @@ from typing import Any
 import torch
 
 from latentzoo import __version__, zoo
-from latentzoo.inference.anomalies import BY, roc
-from latentzoo.inference.data import DataError
-from latentzoo.inference.errors import ConvergenceWarning, FitError, ModelError, OptionError
+from latentzoo.inference.base.errors import ConvergenceWarning, DataError, FitError, ModelError, OptionError, RunError
+from latentzoo.inference.io.report import latent_columns, text_table, write_csv, write_report
+from latentzoo.inference.io.terminal import Parser, check_folder, examples, plain_warnings, read_given, read_parts, say
 from latentzoo.inference.pair import Pair
-from latentzoo.inference.report import latent_columns, text_table, write_csv, write_report
-from latentzoo.inference.runs import RunError
-from latentzoo.inference.terminal import Parser, check_folder, examples, plain_warnings, read_given, read_parts, say
+from latentzoo.inference.posterior.anomaly import BY, roc
 from latentzoo.models.options import add_flags, flag, given, value, values
 from latentzoo.models.registry import RegistryError
 

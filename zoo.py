@@ -8,16 +8,16 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .inference.begin import pick
-from .inference.cavi import cavi
-from .inference.data import adapt
-from .inference.em import em
-from .inference.errors import OptionError
+from .inference.base.errors import OptionError, RunError
+from .inference.base.run_folder import read_run
+from .inference.data.adapt import adapt
+from .inference.drivers.auto import pick
+from .inference.drivers.cavi import cavi
+from .inference.drivers.em import em
+from .inference.drivers.svi import svi
 from .inference.fit import Fit
+from .inference.io.saving import restored
 from .inference.pair import Pair, on_table
-from .inference.runs import RunError, read_run
-from .inference.saving import restored
-from .inference.svi import svi
 from .models.registry import ENTRIES, Card, RegistryError, entry, register
 
 Driver = Callable[..., Fit]
@@ -68,7 +68,7 @@ def fit(pair: str | Pair, data: Any, inference: str = "auto", **options: Any) ->
     ----------
     pair : str or Pair
         With a name, hyper-parameters of that model may stand among the options.
-    data : anything `latentzoo.inference.data.adapt` takes
+    data : anything `latentzoo.inference.data.adapt.adapt` takes
         Tensors, arrays, DataFrames, paths of files, names of bundled data.
     inference : str
         The name of a driver, or "auto", which picks and says why in ``fit.reason``.

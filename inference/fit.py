@@ -11,16 +11,23 @@ from typing import Any
 import pyro.distributions as dist
 from torch import Tensor
 
-from . import draws, groups, guided, predictions, related, saving, verbs, words
-from .anomalies import anomalies, renamed, row_names
-from .bags import densified
-from .by_guide import NETWORKS, OWN, filling_of, making_of, posterior_of
-from .data import DataError, Dataset, Schema, adapt
-from .decompose import HalfStep, half_steps
-from .derived import Moments
-from .devices import in_double, on_cpu
-from .modes import ModeMap
+from .base.errors import DataError
+from .cavi.graphs.model import GRAPH
+from .data.adapt import adapt
+from .data.devices import in_double, on_cpu
+from .data.schema import Dataset, Schema
+from .data.sparse import densified
+from .diagnose.decomposition import HalfStep, half_steps
+from .diagnose.gaps import gaps
+from .io import groups, saving
+from .optimize.modes import ModeMap
 from .pair import Pair
+from .posterior import draws, graphs, guided, predictions
+from .posterior import exact as verbs
+from .posterior import summary as words
+from .posterior.anomaly import anomalies, renamed, row_names
+from .posterior.kinds import NETWORKS, OWN, filling_of, making_of, posterior_of
+from .program.deterministic import Moments
 
 
 @dataclass(frozen=True, repr=False)
@@ -100,7 +107,7 @@ class Fit:
         """What `score` is: exact, an average over draws of shared latents, or an importance-weighted bound."""
         if not self.guide:
             return "exact"
-        if self.guide == related.GUIDE:
+        if self.guide == GRAPH:
             return "pseudo-likelihood: each node's edges given the labels of the others, averaged over draws"
         if self.guide in NETWORKS:
             return self._verbs.score_kind(self)
@@ -219,8 +226,6 @@ class Fit:
         """How far the bound lies below log p(x): for want of a better family, and for want of a better encoder
         (Cremer et al. 2018).
         """
-        from .deep_gaps import gaps
-
         self._networks("gaps")
         return gaps(self, self.adapted(data), num_steps, num)
 
@@ -251,15 +256,15 @@ class Fit:
         """A matplotlib Figure: the family's picture, or one of `plots.KINDS` by name. Kind "roc" wants `labels` (N,),
         which rows are known to be anomalous.
         """
-        from . import plots
+        from .plots import kinds
 
-        return plots.plot(self, kind, data, labels)
+        return kinds.plot(self, kind, data, labels)
 
     # --- words and disk ---------------------------------------------------------------------------------------------
 
     def summary(self) -> str:
         """A page a person can read: what was fitted, how well, and what was found."""
-        return (related if self.guide == related.GUIDE else words).summary(self)
+        return (graphs if self.guide == GRAPH else words).summary(self)
 
     def save(self, folder: str | Path) -> Path:
         """Write a run folder (safetensors and JSON, no pickle), atomically. The data are not in it."""

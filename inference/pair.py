@@ -11,10 +11,10 @@ import torch
 from pyro.poutine.enum_messenger import EnumMessenger
 from pyro.poutine.runtime import _PYRO_STACK
 
-from .data import Schema
-from .errors import ModelError
-from .graphs import KINDS, Graph
-from .graphs import view as all_pairs
+from .base.errors import ModelError
+from .data.graph import KINDS, Graph
+from .data.graph import view as all_pairs
+from .data.schema import Schema
 
 Model = Callable[[Any], Any]
 Arrange = Callable[[torch.Tensor, Schema], Any]

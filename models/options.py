@@ -10,7 +10,7 @@ import typing
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from ..inference.errors import OptionError
+from ..inference.base.errors import OptionError
 from .registry import ENTRIES, entry
 
 LARGEST = 1_000_000  # more is a slip of the finger, and would fill the memory before anything could be said

@@ -20,8 +20,8 @@ import torch
 
 from latentzoo import Pair, __version__, zoo
 from latentzoo import __main__ as command_line
-from latentzoo.inference.errors import FitError, OptionError
-from latentzoo.inference.report import latent_columns, text_table
+from latentzoo.inference.base.errors import FitError, OptionError
+from latentzoo.inference.io.report import latent_columns, text_table
 from latentzoo.models import registry
 from latentzoo.models.options import kinds_of, shown, value, values
 from latentzoo.models.registry import register

@@ -9,17 +9,16 @@ import torch
 from pyro import poutine
 
 from latentzoo import zoo
-from latentzoo.inference.data import DataError, adapt
-from latentzoo.inference.deep import has_networks
-from latentzoo.inference.deep_story import read_story, to_dtype
-from latentzoo.inference.derived import Moments
-from latentzoo.inference.errors import OptionError
-from latentzoo.inference.generate import known_cells
-from latentzoo.inference.networks import DIVIDER
+from latentzoo.inference.amortized.fit import has_networks
+from latentzoo.inference.amortized.reader import read_story, to_dtype
+from latentzoo.inference.base.errors import DataError, OptionError
+from latentzoo.inference.cavi.graphs.reader import read_relation
+from latentzoo.inference.data.adapt import adapt
 from latentzoo.inference.pair import on_table
-from latentzoo.inference.relations import read_relation
-from latentzoo.inference.structure import engine_state, read, sample_sites
-from latentzoo.inference.symbols import symbol
+from latentzoo.inference.program.deterministic import Moments
+from latentzoo.inference.trace.handlers import DIVIDER, engine_state, sample_sites
+from latentzoo.inference.trace.provenance import known_cells, symbol
+from latentzoo.inference.trace.structure import read
 from latentzoo.models.registry import ENTRIES
 
 CASES = [(name, example) for name, entry in ENTRIES.items() for example in entry.examples]

@@ -28,9 +28,9 @@ from scipy.sparse import csr_array
 from scipy.special import digamma
 
 from latentzoo import zoo
-from latentzoo.inference.bags import bags_of_sparse
-from latentzoo.inference.bundled import load_bundled
-from latentzoo.inference.topics import coherence, halves, perplexity, top_words
+from latentzoo.inference.data.bundled.tables import load_bundled
+from latentzoo.inference.data.sparse import bags_of_sparse
+from latentzoo.inference.diagnose.topics import coherence, halves, perplexity, top_words
 
 FIGURES = Path("figures")  # where the pictures go, relative to the working folder
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#C4C8CC"

@@ -34,9 +34,9 @@ from scipy.linalg import subspace_angles
 from scipy.stats import multivariate_normal
 
 from latentzoo import Pair, zoo
-from latentzoo.inference.amortized import Amortized
-from latentzoo.inference.bundled import load_bundled
-from latentzoo.inference.networks import tril_of
+from latentzoo.inference.amortized.encoder import Amortized
+from latentzoo.inference.data.bundled.tables import load_bundled
+from latentzoo.inference.nn.networks import tril_of
 
 FIGURES = Path("figures")  # where the pictures go, relative to the working folder
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#C4C8CC"

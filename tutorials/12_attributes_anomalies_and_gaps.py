@@ -31,7 +31,7 @@ from sklearn.ensemble import IsolationForest
 from sklearn.linear_model import LogisticRegression
 
 from latentzoo import zoo
-from latentzoo.inference.anomalies import roc
+from latentzoo.inference.posterior.anomaly import roc
 
 FIGURES = Path("figures")  # where the pictures go, relative to the working folder
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#C4C8CC"

@@ -10,7 +10,8 @@ import torch
 from pyro.distributions import constraints
 from torch import Tensor
 
-from ...inference.data import DataError, Schema
+from ...inference.base.errors import DataError
+from ...inference.data.schema import Schema
 from ...inference.pair import Pair
 from ..registry import register
 from .table import Comparisons, comparisons, require_connected

@@ -8,8 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...inference.columns import common_codes
-from ...inference.data import DataError, Schema
+from ...inference.base.errors import DataError
+from ...inference.data.columns import common_codes
+from ...inference.data.schema import Schema
 
 COLUMNS = ("first", "second", "result")
 WORDS = {"loss": "loss lost lose l false", "tie": "tie tied draw drawn t d", "win": "win won w true"}

@@ -6,8 +6,8 @@ import pyro
 import pyro.distributions as dist
 from torch import Tensor, nn
 
-from ...inference.errors import OptionError
-from ...inference.networks import Networks, Noise, check_sizes, filled, mlp
+from ...inference.base.errors import OptionError
+from ...inference.nn.networks import Networks, Noise, check_sizes, filled, mlp
 from ...inference.pair import Pair
 from ..registry import register
 

@@ -9,11 +9,11 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from ...inference.data import Schema
-from ...inference.likelihoods import Likelihood, likelihood_of
-from ...inference.networks import Networks, check_sizes, mlp, normal_of
+from ...inference.data.schema import Schema
+from ...inference.nn.likelihoods import Likelihood, likelihood_of
+from ...inference.nn.networks import Networks, check_sizes, mlp, normal_of
+from ...inference.nn.tabular import Kinds, check_conditions, columns_of, split, tabular
 from ...inference.pair import Pair
-from ...inference.tabular import Kinds, check_conditions, columns_of, split, tabular
 from ..registry import register
 
 

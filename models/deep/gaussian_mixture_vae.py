@@ -10,11 +10,11 @@ import torch
 from pyro.distributions import constraints
 from torch import Tensor
 
-from ...inference.data import Schema
-from ...inference.likelihoods import Likelihood, likelihood_of
-from ...inference.networks import Networks, check_sizes, mlp, normal_of, positive
+from ...inference.data.schema import Schema
+from ...inference.nn.likelihoods import Likelihood, likelihood_of
+from ...inference.nn.networks import Networks, check_sizes, mlp, normal_of, positive
+from ...inference.nn.tabular import Kinds, columns_of, tabular
 from ...inference.pair import Pair
-from ...inference.tabular import Kinds, columns_of, tabular
 from ..registry import register
 
 

@@ -8,7 +8,7 @@ import torch
 from pyro.distributions import constraints
 from torch import Tensor
 
-from ...inference.networks import Networks, check_option, check_sizes, filled, mlp, positive, tril_of
+from ...inference.nn.networks import Networks, check_option, check_sizes, filled, mlp, positive, tril_of
 from ...inference.pair import Pair
 from ..registry import register
 

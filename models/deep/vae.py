@@ -7,12 +7,12 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from ...inference.data import Schema
-from ...inference.likelihoods import Likelihood, likelihood_of
-from ...inference.networks import Networks, check_sizes, mlp
+from ...inference.data.schema import Schema
+from ...inference.nn.likelihoods import Likelihood, likelihood_of
+from ...inference.nn.networks import Networks, check_sizes, mlp
+from ...inference.nn.posteriors import posterior_of
+from ...inference.nn.tabular import Kinds, columns_of, tabular
 from ...inference.pair import Pair
-from ...inference.posteriors import posterior_of
-from ...inference.tabular import Kinds, columns_of, tabular
 from ..registry import register
 
 

@@ -10,10 +10,10 @@ import torch
 from pyro.distributions import constraints
 from torch import Tensor
 
-from ...inference.likelihoods import likelihood_of
-from ...inference.networks import Networks, check_option, check_sizes, filled, mlp, normal_of
+from ...inference.data.seeding import near_rows
+from ...inference.nn.likelihoods import likelihood_of
+from ...inference.nn.networks import Networks, check_option, check_sizes, filled, mlp, normal_of
 from ...inference.pair import Pair
-from ...inference.starts import near_rows
 from ..registry import register
 
 

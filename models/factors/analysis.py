@@ -10,9 +10,9 @@ import torch
 from pyro.distributions import constraints
 from torch import Tensor
 
-from ...inference.errors import OptionError
+from ...inference.base.errors import OptionError
+from ...inference.linear_gaussian.ppca import check_factors, covariance_of, filled, principal
 from ...inference.pair import Pair
-from ...inference.principal import check_factors, covariance_of, filled, principal
 from ..registry import register
 
 
@@ -51,8 +51,8 @@ def factor_analysis(num_factors: int = 2) -> Pair:
     ======================  ===============================================================
 
     The share :math:`\psi_d / (\psi_d + \sum_k W_{dk}^2)` is the uniqueness of column d. Loadings are told up to a
-    rotation: they are given with the factors independent given x; ``latentzoo.inference.rotations.varimax`` turns them
-    to what is easier to name. Learned :math:`\psi` stay above 1e-6 of their column's variance (the driver's
+    rotation: they are given with the factors independent given x; ``varimax`` of ``inference/linear_gaussian`` turns
+    them to what is easier to name. Learned :math:`\psi` stay above 1e-6 of their column's variance (the driver's
     ``variance_floor``; where some end there, a Heywood case, ask for fewer factors).
     """
     if num_factors < 1:

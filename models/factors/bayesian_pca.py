@@ -9,8 +9,8 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from ...inference.columns import center_and_variance
-from ...inference.errors import OptionError
+from ...inference.base.errors import OptionError
+from ...inference.data.columns import center_and_variance
 from ...inference.pair import Pair
 from ..registry import register
 

@@ -11,9 +11,9 @@ from pyro.contrib import gp
 from pyro.distributions import constraints
 from torch import Tensor
 
-from ...inference.networks import check_option, check_sizes
+from ...inference.linear_gaussian.ppca import check_factors, covariance_of, filled, principal
+from ...inference.nn.networks import check_option, check_sizes
 from ...inference.pair import Pair
-from ...inference.principal import check_factors, covariance_of, filled, principal
 from ..registry import register
 
 JITTER = 1e-5  # on the diagonal of the kernel's matrix

@@ -9,9 +9,9 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from ...inference.columns import num_categories
-from ...inference.data import DataError, Schema
-from ...inference.errors import OptionError
+from ...inference.base.errors import DataError, OptionError
+from ...inference.data.columns import num_categories
+from ...inference.data.schema import Schema
 from ...inference.pair import Pair
 from ..registry import register
 

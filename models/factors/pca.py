@@ -10,9 +10,9 @@ import torch
 from pyro.distributions import constraints
 from torch import Tensor
 
-from ...inference.errors import OptionError
+from ...inference.base.errors import OptionError
+from ...inference.linear_gaussian.ppca import check_factors, covariance_of, filled, principal
 from ...inference.pair import Pair
-from ...inference.principal import check_factors, covariance_of, filled, principal
 from ..registry import register
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ...inference.errors import OptionError
+from ...inference.base.errors import OptionError
 
 
 def between_blocks(num_blocks: int, directed: bool) -> Tensor:

@@ -6,7 +6,7 @@ import pyro
 import pyro.distributions as dist
 import torch
 
-from ...inference.graphs import Graph
+from ...inference.data.graph import Graph
 from ...inference.pair import Pair
 from ..registry import register
 from .between import between_blocks, check

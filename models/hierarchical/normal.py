@@ -10,9 +10,9 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from ...inference.columns import column_name, location_and_variance, num_categories, places
-from ...inference.data import DataError, Schema
-from ...inference.errors import OptionError
+from ...inference.base.errors import DataError, OptionError
+from ...inference.data.columns import column_name, location_and_variance, num_categories, places
+from ...inference.data.schema import Schema
 from ...inference.pair import Pair
 from ..registry import register
 

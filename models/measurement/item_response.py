@@ -11,9 +11,8 @@ from numpy.polynomial.hermite_e import hermegauss
 from pyro.distributions import constraints
 from torch import Tensor
 
-from ...inference.columns import center_and_variance, num_categories
-from ...inference.data import DataError
-from ...inference.errors import OptionError
+from ...inference.base.errors import DataError, OptionError
+from ...inference.data.columns import center_and_variance, num_categories
 from ...inference.pair import Pair
 from ..registry import register
 

@@ -9,11 +9,11 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from ...inference.columns import location_and_variance
-from ...inference.errors import OptionError
-from ...inference.factor_vectors import Wishart
+from ...inference.base.errors import OptionError
+from ...inference.data.columns import location_and_variance
+from ...inference.data.seeding import kmeans_plusplus
+from ...inference.families.factors_multivariate import Wishart
 from ...inference.pair import Pair
-from ...inference.starts import kmeans_plusplus
 from ..registry import register
 from .weights import check_prior, mixture_weights
 

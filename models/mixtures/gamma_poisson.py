@@ -9,10 +9,10 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from ...inference.columns import center_and_variance
-from ...inference.errors import OptionError
+from ...inference.base.errors import OptionError
+from ...inference.data.columns import center_and_variance
+from ...inference.data.seeding import kmeans_plusplus
 from ...inference.pair import Pair
-from ...inference.starts import kmeans_plusplus
 from ..registry import register
 from .weights import check_prior, mixture_weights
 

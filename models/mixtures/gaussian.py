@@ -10,10 +10,10 @@ import torch
 from pyro.distributions import constraints
 from torch import Tensor
 
-from ...inference.columns import center_and_variance
-from ...inference.errors import OptionError
+from ...inference.base.errors import OptionError
+from ...inference.data.columns import center_and_variance
+from ...inference.data.seeding import kmeans_plusplus
 from ...inference.pair import Pair
-from ...inference.starts import kmeans_plusplus
 from ..registry import register
 
 COVARIANCES = ("full", "tied", "diagonal", "spherical")

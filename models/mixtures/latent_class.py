@@ -11,9 +11,9 @@ import torch
 from pyro.distributions import constraints
 from torch import Tensor
 
-from ...inference.columns import inputs, num_categories, places
-from ...inference.data import Schema
-from ...inference.errors import OptionError
+from ...inference.base.errors import OptionError
+from ...inference.data.columns import inputs, num_categories, places
+from ...inference.data.schema import Schema
 from ...inference.pair import Pair
 from ..registry import register
 

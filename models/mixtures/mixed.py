@@ -11,11 +11,19 @@ import torch
 from pyro.distributions import constraints
 from torch import Tensor
 
-from ...inference.columns import BINARY, CATEGORICAL, COUNT, NUMERIC, center_and_variance, column_kinds, num_categories
-from ...inference.data import Schema
-from ...inference.errors import OptionError
+from ...inference.base.errors import OptionError
+from ...inference.data.columns import (
+    BINARY,
+    CATEGORICAL,
+    COUNT,
+    NUMERIC,
+    center_and_variance,
+    column_kinds,
+    num_categories,
+)
+from ...inference.data.schema import Schema
+from ...inference.data.seeding import kmeans_plusplus
 from ...inference.pair import Pair
-from ...inference.starts import kmeans_plusplus
 from ..registry import register
 
 

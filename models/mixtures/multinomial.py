@@ -10,8 +10,8 @@ import torch
 from pyro.distributions import constraints
 from torch import Tensor
 
-from ...inference.counts import RowMultinomial
-from ...inference.errors import OptionError
+from ...inference.base.errors import OptionError
+from ...inference.distributions.row_multinomial import RowMultinomial
 from ...inference.pair import Pair
 from ..registry import register
 

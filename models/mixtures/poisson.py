@@ -10,9 +10,9 @@ import torch
 from pyro.distributions import constraints
 from torch import Tensor
 
-from ...inference.errors import OptionError
+from ...inference.base.errors import OptionError
+from ...inference.data.seeding import kmeans_plusplus
 from ...inference.pair import Pair
-from ...inference.starts import kmeans_plusplus
 from ..registry import register
 
 

@@ -11,11 +11,11 @@ import torch
 from pyro.distributions import constraints
 from torch import Tensor
 
-from ...inference.columns import inputs, places
-from ...inference.data import Schema
-from ...inference.errors import OptionError
+from ...inference.base.errors import OptionError
+from ...inference.data.columns import inputs, places
+from ...inference.data.schema import Schema
+from ...inference.data.seeding import random_regressions
 from ...inference.pair import Pair
-from ...inference.starts import random_regressions
 from ..registry import register
 
 

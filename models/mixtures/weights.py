@@ -7,7 +7,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from ...inference.errors import OptionError
+from ...inference.base.errors import OptionError
 
 PRIORS = ("dirichlet", "dirichlet_process")
 

@@ -9,8 +9,8 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from ...inference.columns import num_categories
-from ...inference.errors import OptionError
+from ...inference.base.errors import OptionError
+from ...inference.data.columns import num_categories
 from ...inference.pair import Pair
 from ..registry import register
 from .table import around_votes, confusion_start, one_coin, ratings, require_known

@@ -10,8 +10,8 @@ import torch
 from pyro.distributions import constraints
 from torch import Tensor
 
-from ...inference.columns import num_categories
-from ...inference.errors import OptionError
+from ...inference.base.errors import OptionError
+from ...inference.data.columns import num_categories
 from ...inference.pair import Pair
 from ..registry import register
 from .table import (

@@ -7,8 +7,9 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor
 
-from ...inference.columns import num_categories
-from ...inference.data import DataError, Schema
+from ...inference.base.errors import DataError
+from ...inference.data.columns import num_categories
+from ...inference.data.schema import Schema
 
 COLUMNS = ("rater", "label")
 

@@ -10,10 +10,10 @@ import torch
 from pyro.distributions import constraints
 from torch import Tensor
 
-from ...inference.counts import RowMultinomial
-from ...inference.errors import OptionError
+from ...inference.base.errors import OptionError
+from ...inference.data.seeding import near_mean
+from ...inference.distributions.row_multinomial import RowMultinomial
 from ...inference.pair import Pair
-from ...inference.starts import near_mean
 from ..registry import register
 
 

@@ -9,9 +9,9 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from ...inference.counts import RowMultinomial, log_shares
-from ...inference.errors import OptionError
-from ...inference.networks import Networks, check_sizes, filled, mlp, normal_of
+from ...inference.base.errors import OptionError
+from ...inference.distributions.row_multinomial import RowMultinomial, log_shares
+from ...inference.nn.networks import Networks, check_sizes, filled, mlp, normal_of
 from ...inference.pair import Pair
 from ..registry import register
 
@@ -61,8 +61,8 @@ def prodlda(
     the product of powers of them, so that topics can rule words out. ``dropout`` is that of the encoder's last layer
     and of :math:`\theta`, while it learns: with none new documents are foretold best, with much topics are coherent.
 
-    What a topic says is what a document of that topic alone would: ``latentzoo.inference.topics`` lists its words,
-    measures coherence and perplexity. Lengths :math:`m_n` are given, not modelled, as in `lda`.
+    What a topic says is what a document of that topic alone would: ``inference/diagnose/topics.py`` lists its
+    words, measures coherence and perplexity. Lengths :math:`m_n` are given, not modelled, as in `lda`.
     """
     K = num_topics
     check_sizes(num_topics=K, **{f"hidden[{place}]": size for place, size in enumerate(hidden)})

@@ -10,10 +10,10 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from ...inference.errors import OptionError
-from ...inference.networks import check_sizes
+from ...inference.base.errors import OptionError
+from ...inference.data.seeding import near_mean
+from ...inference.nn.networks import check_sizes
 from ...inference.pair import Pair
-from ...inference.starts import near_mean
 from ..registry import register
 
 

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from latentzoo import zoo
-from latentzoo.inference.errors import OptionError
-from latentzoo.inference.groups import arviz_groups
+from latentzoo.inference.base.errors import OptionError
+from latentzoo.inference.io.groups import arviz_groups
 
 
 def write_groups(
@@ -26,7 +26,7 @@ def write_groups(
     dims: Mapping[str, Sequence[str]],
     attrs: Mapping[str, Any],
 ) -> None:
-    """Write what `latentzoo.inference.export.to_arviz` takes: arrays to ``name.npz``, the rest to ``name.json``."""
+    """Write what `latentzoo.inference.io.arviz.to_arviz` takes: arrays to ``name.npz``, the rest to ``name.json``."""
     arrays = {
         f"{group}/{variable}": np.asarray(a) for group, variables in groups.items() for variable, a in variables.items()
     }

@@ -1,6 +1,6 @@
 """ArviZ 1.x opens what the fits export. Runs in an environment with ArviZ 1.x and numpy only (make test-arviz1).
 
-The groups were written by make_groups.py into the folder that LATENTZOO_GROUPS names; inference/export.py, which
+The groups were written by make_groups.py into the folder that LATENTZOO_GROUPS names; inference/io/arviz.py, which
 imports nothing of latentzoo, is loaded from its file.
 """
 
@@ -35,7 +35,7 @@ class Opened(NamedTuple):
 
 
 def load_export() -> ModuleType:
-    path = Path(__file__).resolve().parents[2] / "inference" / "export.py"
+    path = Path(__file__).resolve().parents[2] / "inference" / "io" / "arviz.py"
     spec = importlib.util.spec_from_file_location("latentzoo_export", path)
     assert spec is not None
     assert spec.loader is not None

@@ -18,7 +18,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from latentzoo import zoo
-from latentzoo.inference.anomalies import roc
+from latentzoo.inference.posterior.anomaly import roc
 
 DIGITS = load_digits()
 GREY, INK, LABEL = DIGITS.data, (DIGITS.data > 8).astype(float), DIGITS.target

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from latentzoo import Fit, zoo
-from latentzoo.inference.deep_verbs import HELD
+from latentzoo.inference.posterior.amortized import HELD
 
 N, D, H, K, BATCH = 12_800, 784, 400, 20, 128
 FLOOR = 1e-4

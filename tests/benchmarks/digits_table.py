@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from latentzoo import zoo
-from latentzoo.inference.batches import Batches
-from latentzoo.inference.bundled import load_bundled
-from latentzoo.inference.deep_verbs import weights as log_weights_of
-from latentzoo.inference.networks import fresh, mlp
+from latentzoo.inference.data.batches import Batches
+from latentzoo.inference.data.bundled.tables import load_bundled
+from latentzoo.inference.nn.networks import fresh, mlp
+from latentzoo.inference.posterior.amortized import weights as log_weights_of
 
 SEEDS = range(5)
 HIDDEN, BATCH, RATE, EPOCHS, DRAWS = 128, 128, 1e-3, 300, 500

@@ -1,0 +1,1 @@
+"""Mean fields of models of graphs, whose nodes' latents meet in pairs."""

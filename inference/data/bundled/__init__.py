@@ -1,0 +1,1 @@
+"""Small published tables and the data sets inside installed packages, by name (`tables.load_bundled`)."""

@@ -1,0 +1,65 @@
+"""Making a fit of what a driver has reached."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+
+from ..base.errors import FitError, warn
+from ..base.unconstrained import free_dims
+from ..data.schema import Dataset
+from ..fit import Fit
+from ..io.saving import versions
+from ..linear_gaussian.loadings_plan import rotations
+from ..optimize.modes import Reached
+from ..pair import Pair
+from ..program.estep import expectations
+from ..program.posteriors import entropy
+
+
+def finish(pair: Pair, dataset: Dataset, reached: Reached, *, inference: str, seed: int, weights: Any) -> Fit:
+    """Make the `Fit` of what was reached, and say how it ended. Call inside `engine_state`.
+
+    Raises
+    ------
+    FitError
+        It could go no further; ``error.fit`` is what was reached.
+    """
+    best, program = reached.best, reached.program
+    log_likelihood, uncertainty, redundant = best.bound, math.nan, 0
+    if program is not None:
+        redundant = rotations(program)
+        if not program.structure.continuous:  # else summed out by nobody: what is known of log p(x) is its bound
+            batch = {name: value.unsqueeze(0) for name, value in best.params.items()}
+            with torch.no_grad():
+                log_likelihood = expectations(program, batch, reached.share).log_prob[0].item()
+            uncertainty = entropy(program, batch, reached.share)
+    params = {name: value.detach().cpu() for name, value in best.params.items()}
+    free = sum(free_dims(reached.constraints[name], value) for name, value in params.items())
+    fit = Fit(
+        pair,
+        inference,
+        params,
+        torch.tensor(best.history, dtype=torch.float64, device="cpu"),
+        best.converged,
+        log_likelihood,
+        free - redundant,
+        reached.rows,
+        uncertainty,
+        reached.modes,
+        {name: value.detach().cpu() for name, value in best.start.items()},
+        seed,
+        dataset.schema,
+        guide=reached.guide,
+        guide_parts={name: value.detach().cpu() for name, value in reached.guide_parts.items()},
+        versions=versions(),
+        data=dataset,
+        weights=weights,
+    )
+    if reached.failure:
+        raise FitError(f"{inference}: {reached.failure}; error.fit is what was reached", fit.params, fit)
+    if reached.note:
+        warn(f"{inference}: {reached.note}")
+    return fit

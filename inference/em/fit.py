@@ -1,0 +1,121 @@
+"""EM of a pair on its data, from every start to its maximum."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..base.errors import FitError
+from ..base.options import check_counts, check_options, check_seed
+from ..data.schema import Dataset
+from ..data.structures import slice_rows
+from ..linear_gaussian.loadings_em import turned
+from ..linear_gaussian.loadings_plan import spread_by_column
+from ..linear_gaussian.reader import read_exact
+from ..optimize.coordinate_ascent import Runner
+from ..optimize.label_switching import label_cells
+from ..optimize.minibatches import stepwise
+from ..optimize.modes import Reached, map_modes, rank
+from ..optimize.schedule import Schedule
+from ..optimize.starts import first_starts
+from ..optimize.stopping import Settled, Stop
+from ..pair import Pair
+from ..program.checks import check_latents, check_rows, check_spread, check_values
+from ..program.compiler import compile_program
+from ..program.estep import one_thread
+from ..trace.structure import Structure, read
+from .plan import make_plan
+from .separation import check_certain
+from .steps import EMSteps
+
+LARGE = 1_000_000  # rows times configurations
+
+
+@dataclass(frozen=True)
+class EMOptions:
+    """The options of `em` that say how, by their names there."""
+
+    max_iters: int = 10_000
+    tol: float = 1e-11
+    restarts: int = 1
+    seed: int = 0
+    start: dict[str, Tensor] | None = None
+    m_steps: int = 20
+    variance_floor: float = 1e-6
+    collapse: bool | None = None
+    natural: bool = True
+    batch_size: int | None = None
+    schedule: Schedule | None = None
+    progress: bool | None = None
+
+    def __post_init__(self) -> None:
+        check_counts(max_iters=(self.max_iters, 0), restarts=(self.restarts, 1), m_steps=(self.m_steps, 1))
+        check_options(tol=(self.tol, 0), variance_floor=(self.variance_floor, 0))
+        object.__setattr__(self, "seed", check_seed(self.seed))
+
+
+def fit_em(pair: Pair, dataset: Dataset, share: Tensor | None, options: EMOptions) -> Reached:
+    """Raise log p(x) from each start; rows weigh `share` (N,). Call inside `engine_state`."""
+    generator = torch.Generator().manual_seed(options.seed)
+    model, structure = read_exact(pair.model, dataset.values)
+    check_latents(structure)
+    check_values(structure, dataset.schema)
+    rows, batch_size = structure.num_rows, options.batch_size
+    collapse = False if options.collapse is None and batch_size is not None else options.collapse
+    values, share, structure = _collapsed(model, dataset.values, structure, share, collapse)
+    program = compile_program(model, values, structure, options.natural)
+    plan = make_plan(program, options.variance_floor)
+    cells = label_cells(program)
+    check_rows(structure, cells, rows)
+    check_spread(program, set(plan.closed) | spread_by_column(program, plan.factored), dataset.schema)
+    check_certain(program, list(plan.climbed), dataset.schema)
+    starts = first_starts(pair, dataset.values, program, options.restarts, generator, options.start)
+    # sites scored by running the model work on all rows at once: large operations, which threads serve well
+    with one_thread(when=not (program.scored and program.size > LARGE)) as workers:
+        steps = EMSteps(program, plan, share, options.m_steps, workers)
+        runner = Runner(steps, Stop(options.tol), options.max_iters, "em")
+        if batch_size is not None:
+            passes = stepwise(steps, batch_size, program.num_rows, options.schedule, options.seed, "em")
+            runner = Runner(passes, Settled(options.tol), options.max_iters, "em", settle=0)
+        outcomes, failed = runner.all(starts, options.progress)
+    outcomes = [replace(one, params=turned(program, plan.factored, one.params)) for one in outcomes]
+    best, modes = rank(outcomes)[0], map_modes(outcomes, cells, failed)
+    note, history = "", best.history
+    if options.tol > 0 and not best.converged:
+        gain = history[-1] - history[-2] if len(history) > 1 else float("nan")
+        note = (
+            f"stopped after {len(history) - 1} iterations before the tolerance was met (last gain {gain:.2g}): "
+            f"raise max_iters or tol"
+        )
+    constraints = {name: param.constraint for name, param in program.structure.params.items()}
+    total = float(program.num_rows if share is None else share.sum())
+    return Reached(best, modes, constraints, total, program, share, note=note)
+
+
+def _collapsed(
+    model: Any, values: Any, structure: Structure, weights: Tensor | None, collapse: bool | None
+) -> tuple[Any, Tensor | None, Structure]:
+    """The distinct rows with their total weights, where that is asked for or pays."""
+    whole = isinstance(values, Tensor) and len(values) == structure.num_rows
+    if collapse is None:
+        discrete = all(structure.trace.nodes[name]["fn"].support.is_discrete for name in structure.observed)
+        collapse = whole and discrete and len(values) >= 256
+    if not collapse:
+        return values, weights, structure
+    if not whole:
+        raise FitError("em: collapse=True needs data of one tensor with a row for each member of the data plate", {})
+    filled = values.nan_to_num(nan=float("inf")) if values.is_floating_point() else values
+    _, group = torch.unique(filled, dim=0, return_inverse=True)
+    count = int(group.max()) + 1
+    if count > len(values) // 2:
+        return values, weights, structure
+    ones = torch.ones(len(values), device=values.device) if weights is None else weights
+    total = torch.zeros(count, device=values.device).index_add(0, group, ones)
+    first = torch.full((count,), len(values), device=values.device)
+    first = first.scatter_reduce(0, group, torch.arange(len(values), device=values.device), "amin")
+    distinct = slice_rows(values, first)
+    given = {name: param.value for name, param in structure.params.items()}
+    return distinct, total, read(model, distinct, given)

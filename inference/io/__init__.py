@@ -1,0 +1,1 @@
+"""Fits on disk and in other hands: run folders, ArviZ, reports, the terminal."""

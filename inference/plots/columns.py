@@ -1,0 +1,203 @@
+"""What a picture shows of a fitted model: its observed columns, and their moments and densities by component.
+
+A component is a configuration of the latents of a row on which the drawn sites depend: a value of z, or a pair of
+values where two latents bear on them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import product
+from typing import Any, NamedTuple
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+
+from ..base.errors import OptionError
+from ..data.schema import Dataset
+from ..data.structures import slice_rows
+from ..posterior.exact import program_on
+from ..posterior.generate import expected_value
+from ..program.posteriors import joint_posterior
+from ..program.sites import Layout
+from ..trace.handlers import engine_state
+
+
+class UnfitKind(OptionError):
+    """A kind of picture that does not fit the model: the message names what was met, and the kinds that do."""
+
+
+class Item(NamedTuple):
+    """An observed site."""
+
+    name: str
+    fn: Any  # its distribution, on a few rows
+    shape: torch.Size  # of its values on these rows
+    values: Tensor  # (N, *cells, *event) float64
+    columns: tuple[str, ...]  # a name for each cell of a row
+
+    @property
+    def inner(self) -> int:
+        return len(self.fn.event_shape)
+
+    @property
+    def base(self) -> Any:
+        """The distribution under every ``to_event``."""
+        fn = self.fn
+        while isinstance(fn, dist.Independent):
+            fn = fn.base_dist
+        return fn
+
+    @property
+    def declared(self) -> int:
+        """Dims that ``to_event`` declared."""
+        return self.inner - len(self.base.event_shape)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """The observed sites of one nature ("numbers", "categories" or "counts") on the rows that were read."""
+
+    fit: Any
+    dataset: Dataset
+    items: tuple[Item, ...]
+    layout: Layout
+    drawn: tuple[int, ...]  # sizes of the latents, 1 where the sites do not depend on one
+    shares: Tensor  # (E,) of the components
+    weights: Tensor | None  # (N,) of the rows
+    total: int  # rows of the data, 0 where the fit holds none and none were given
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return tuple(column for item in self.items for column in item.columns)
+
+    @property
+    def values(self) -> Tensor:
+        """(N, C)."""
+        return torch.cat([item.values.reshape(len(item.values), -1) for item in self.items], 1)
+
+    @property
+    def components(self) -> tuple[str, ...]:
+        """What to call each component: "0", "1", ..., or "z=0, c=1" where several latents bear on the sites."""
+        out = []
+        for values in product(*map(range, self.drawn)):
+            named = zip(self.layout.latents, values, self.drawn, strict=True)
+            own = [(name, value) for name, value, size in named if size > 1]
+            out.append(", ".join(f"{n}={v}" for n, v in own) if len(own) > 1 else f"{sum(v for _, v in own)}")
+        return tuple(out)
+
+    # --- the model --------------------------------------------------------------------------------------------------
+
+    def by_component(self, item: Item, tensor: Tensor, inner: int, cells: torch.Size) -> Tensor:
+        """A tensor of the site's batch and `inner` further dims, by component: (E, *cells).
+
+        Raises
+        ------
+        UnfitKind
+            It differs from row to row, or is not finite.
+        """
+        found = self.layout.canonical(tensor, inner, keep_rows=True)
+        assert found is not None
+        axis = len(self.drawn)
+        first = found.narrow(axis, 0, 1)
+        if not torch.isfinite(found).all():
+            raise UnfitKind(
+                f"site '{item.name}' has a {type(item.base).__name__} without a finite mean and variance: try bound"
+            )
+        if not torch.allclose(found, first.expand_as(found), rtol=1e-9, atol=0):
+            raise UnfitKind(
+                f"site '{item.name}' has a {type(item.base).__name__} that differs from row to row: try bound"
+            )
+        first = first.squeeze(axis)
+        cells = torch.broadcast_shapes(first.shape[axis:], cells)
+        return first.expand(*self.drawn, *cells).reshape(-1, *cells)
+
+    def mean(self) -> Tensor:
+        """(E, C)."""
+        return torch.cat([self._moment(item, "mean") for item in self.items], 1)
+
+    def variance(self) -> Tensor:
+        """(E, C)."""
+        return torch.cat([self._moment(item, "variance") for item in self.items], 1)
+
+    def _moment(self, item: Item, which: str) -> Tensor:
+        try:
+            moment = getattr(item.fn, which)
+        except (NotImplementedError, AttributeError):
+            raise UnfitKind(
+                f"site '{item.name}' has a {type(item.base).__name__}, which knows no {which}: try bound"
+            ) from None
+        found = self.by_component(item, moment, item.inner, item.values.shape[1:])
+        return found.reshape(len(found), -1)
+
+    def covariance(self, columns: list[int]) -> Tensor:
+        """(E, c, c) of some columns; sites are independent given the component."""
+        out = torch.diag_embed(self.variance()[:, columns])
+        start = 0
+        for item in self.items:
+            width = len(item.columns)
+            own = [(i, c - start) for i, c in enumerate(columns) if start <= c < start + width]
+            matrix = getattr(item.base, "covariance_matrix", None)
+            if isinstance(item.base, dist.MultivariateStudentT):  # there it is that of the normal behind it
+                df = item.base.df[..., None, None]
+                matrix = matrix * df / (df - 2)
+            if matrix is not None and own:
+                places, cells = map(list, zip(*own, strict=True))
+                whole = self.by_component(item, matrix, item.inner + 1, item.values.shape[1:] + item.values.shape[-1:])
+                blocks = whole.reshape(len(whole), -1, *whole.shape[-2:])  # (E, cells, D, D)
+                size = blocks.shape[-1]
+                for place, cell in zip(places, cells, strict=True):
+                    for other, cell2 in zip(places, cells, strict=True):
+                        if cell // size == cell2 // size:
+                            out[:, place, other] = blocks[:, cell // size, cell % size, cell2 % size]
+            start += width
+        return out
+
+    def density(self, item: Item, grid: Tensor) -> Tensor:
+        """Density or probability of a site of one column at (G,) points, by component: (E, G)."""
+        with engine_state(self.fit.seed), torch.no_grad():
+            room = item.shape.numel()
+            parts = []
+            for points in grid.split(room):  # the points stand where the rows would
+                value = torch.cat([points, points[-1:].expand(room - len(points))]).reshape(item.shape)
+                found = self.layout.canonical(item.fn.log_prob(value), 0, keep_rows=True)
+                assert found is not None
+                found = found.expand(*self.drawn, room, *found.shape[1 + len(self.drawn) :])
+                inside = item.base.support.check(value).reshape(-1)
+                parts.append(torch.where(inside, found.reshape(-1, room).exp(), 0.0)[:, : len(points)])
+            return torch.cat(parts, 1)
+
+    # --- the rows ---------------------------------------------------------------------------------------------------
+
+    def require_rows(self) -> None:
+        """Say that rows must be given, where the fit was loaded and none were."""
+        if not self.total:
+            self.fit.adapted(None)
+
+    def posterior(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Of some rows: the posterior of the components (n, E), and the values (n, C), missing cells imputed."""
+        with engine_state(self.fit.seed), torch.no_grad():
+            program, params = program_on(self.fit, part(self.dataset, rows))
+            table = joint_posterior(program, params)  # (n, configurations of all latents)
+            table = table if len(table) == len(rows) else table[rows]
+            idle = [1 + i for i, size in enumerate(self.drawn) if size == 1]
+            mine = table.reshape(len(table), *self.layout.sizes)
+            mine = (mine.sum(idle, keepdim=True) if idle else mine).reshape(len(table), -1)
+            filled = []
+            for item in self.items:
+                value = item.values[rows]
+                if value.isnan().any():
+                    if isinstance(item.fn, dist.MultivariateNormal | dist.MultivariateStudentT):
+                        expected = expected_value(item.fn, self.layout, table, value, False).reshape(value.shape)
+                    else:
+                        expected = (mine @ self._moment(item, "mean")).reshape(value.shape)
+                    value = torch.where(value.isnan(), expected, value)
+                filled.append(value.reshape(len(value), -1))
+            return mine, torch.cat(filled, 1)
+
+
+def part(dataset: Dataset, rows: Tensor) -> Dataset:
+    """Some rows of a tensor; a structure, whose fields need not have a row each, stays whole."""
+    values = dataset.values
+    return Dataset(slice_rows(values, rows), dataset.schema) if isinstance(values, Tensor) else dataset

@@ -1,0 +1,1 @@
+"""What a fit says of data: scores, latents, draws, new rows, reconstructions, imputations, words."""

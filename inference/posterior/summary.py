@@ -1,0 +1,144 @@
+"""A page of plain words and numbers on a fit."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..base.errors import DataError, ModelError
+from ..data.schema import Dataset, Schema
+from ..linear_gaussian.posterior import Loadings, loadings_of, summed_out
+from ..linear_gaussian.rotation import varimax
+from ..trace.handlers import DIVIDER, engine_state
+from .exact import program_on
+from .topic_shares import topics_of
+
+SHOWN = 12  # columns
+LINES = 24
+WORDS = 8  # of a line of many columns
+WEAK = 0.3  # correlation with a factor, below which it is not listed
+MADE_UP = 5  # rows
+
+
+def summary(fit: Any) -> str:
+    """A page of plain words and numbers."""
+    name = fit.pair.origin.name if fit.pair.origin else getattr(fit.pair.model, "__name__", "model")
+    given = fit.pair.origin.hyperparameters.items() if fit.pair.origin else ()
+    options = ", ".join(f"{k}={v}" for k, v in given if v is not None)
+    iterations = len(fit.history) - 1
+    state = (
+        f"converged after {iterations} iterations"
+        if fit.converged
+        else f"did NOT meet its tolerance in {iterations} iterations"
+    )
+    rows = f"{fit.num_rows:g} rows"
+    lines = [
+        f"{name}({options}) on {rows}, by {fit.inference}" + (f" ({fit.reason})" if fit.reason else ""),
+        f"  {state}; {len(fit.mode_map.bounds)} start(s), {len(fit.mode_map)} distinct optimum/optima",
+        f"  evidence lower bound {fit.history[-1]:.4f}   {_beside_the_bound(fit)}"
+        if fit.guide
+        else f"  log-likelihood {fit.log_likelihood:.4f}   parameters {fit.num_parameters}   "
+        f"AIC {fit.aic:.2f}   BIC {fit.bic:.2f}   ICL {fit.icl:.2f}",
+        "",
+    ]
+    networks: dict[str, int] = {}
+    for key, value in fit.params.items():
+        network, divider, _ = key.partition(DIVIDER)
+        if divider:
+            networks[network] = networks.get(network, 0) + value.numel()
+            continue
+        lines += [f"  {key} {tuple(value.shape)}", *("    " + line for line in _table(value, fit.schema.columns))]
+    lines += [f"  {network}: a network of {size:,} weights" for network, size in networks.items()]
+    lines += _topics(fit) if networks else _turned(fit)
+    if len(fit.mode_map.bounds) > 1:
+        lines += ["", "  where the starts ended:", *("    " + line for line in str(fit.mode_map).splitlines())]
+    return "\n".join(lines)
+
+
+def _table(value: Tensor, columns: tuple[str, ...] | None) -> list[str]:
+    if value.dim() == 0:
+        return [f"{value.item():.4f}"]
+    if columns and value.dim() == 2 and len(columns) == value.shape[1] > SHOWN and bool((value >= 0).all()):
+        found = [f"{k:3}  {_largest(row, columns)}" for k, row in enumerate(value[:LINES])]
+        return ["the largest of each line:", *found, *_more(len(value))]
+    rows = value.reshape(-1, value.shape[-1])
+    block = value.shape[-2] if value.dim() > 2 else len(rows)
+    shown = [
+        ("\n    " if n and n % block == 0 else "")
+        + " ".join(f"{v:9.4f}" for v in row[:SHOWN].tolist())
+        + (" ..." if len(row) > SHOWN else "")
+        for n, row in enumerate(rows[:LINES])
+    ]
+    if columns and value.dim() > 1 and value.shape[-1] == len(columns):
+        shown.insert(0, " ".join(f"{name[:9]:>9}" for name in columns[:SHOWN]))
+    return shown + _more(len(rows))
+
+
+def _topics(fit: Any) -> list[str]:
+    """The most probable words of the topics of a fit with networks, where its rows mix any."""
+    found, columns = topics_of(fit), fit.schema.columns
+    if found is None:
+        return []
+    names = tuple(columns) if columns else tuple(map(str, range(found.shape[1])))
+    lines = [f"    {k:3}  {_largest(row, names)}" for k, row in enumerate(found[:LINES])]
+    return ["", "  words of a row wholly of one topic:", *lines, *("    " + line for line in _more(len(found)))]
+
+
+def _more(count: int) -> list[str]:
+    return [f"... {count - LINES} more rows"] if count > LINES else []
+
+
+def _largest(row: Tensor, columns: tuple[str, ...]) -> str:
+    order = row.argsort(descending=True)[:WORDS].tolist()
+    return ", ".join(f"{columns[v]} {row[v].item():.3g}" for v in order)
+
+
+def _beside_the_bound(fit: Any) -> str:
+    """What is known of log p(x) beside its bound: nothing, where nobody sums out the latents of rows."""
+    if fit.bounded:
+        return "(log p(x) lies above it, how far is not known)"
+    return f"log-likelihood at the centre {fit.log_likelihood:.4f}"
+
+
+# --- factors in words -------------------------------------------------------------------------------------------------
+
+
+def _turned(fit: Any) -> list[str]:
+    """Which columns go with each factor, where rows have normal latents; a fit from disk has no data, nor needs it."""
+    found = _loadings(fit)
+    if found is None:
+        return []
+    total = found.noise[0] + found.load[0].square().sum(1)
+    correlations = varimax(found.load[0] / total.sqrt().unsqueeze(1)).loadings  # (D, E)
+    width, factors = correlations.shape
+    names = fit.schema.columns
+    columns = tuple(names) if names and len(names) == width else tuple(f"x{d}" for d in range(width))
+    how = " after varimax" if factors > 1 else ""
+    lines = ["", f"  correlations of columns with factors{how}, those of {WEAK} or more:"]
+    for k, column in enumerate(correlations.mT[:LINES]):
+        order = [d for d in column.abs().argsort(descending=True).tolist() if abs(column[d]) >= WEAK]
+        listed = ", ".join(f"{columns[d]} {column[d].item():.2f}" for d in order[:SHOWN])
+        more = f", and {len(order) - SHOWN} more" if len(order) > SHOWN else ""
+        share = column.square().mean().item()
+        lines.append(f"    factor {k + 1} ({share:.0%} of variance): {listed or 'none'}{more}")
+    own = (found.noise[0] / total).mean().item()
+    return [*lines, f"    noise ({own:.0%} of variance)"]
+
+
+def _loadings(fit: Any) -> Loadings | None:
+    """Those of a fit on a table. They do not depend on rows: a few that are made up stand for all."""
+    schema = fit.schema
+    if schema.width is None or schema.width < 2 or fit.pair.by is not None or schema.container == "structure":
+        return None
+    rows = torch.randn(MADE_UP, schema.width, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    try:
+        with engine_state(fit.seed), torch.no_grad():
+            program, params = program_on(fit, Dataset(rows, Schema(None, {}, "tensor", schema.width)))
+            if len(summed_out(program)) != 1:  # a latent beside the factors has loadings that nobody may turn
+                return None
+            found = loadings_of(program, params)
+    except (ModelError, DataError, ValueError):  # a model of other rows than numbers
+        return None
+    return found if found is not None and len(found.load) == 1 else None

@@ -1,0 +1,161 @@
+"""The evidence lower bound of a model and its guide, as a function of free numbers.
+
+Discrete latents of a row are summed out exactly (the enumerated ELBO; no draw of them adds noise). Continuous latents
+are drawn from the guide by reparameterization (Kingma and Welling 2014); its entropy, and the expected log density of
+normal priors under a mean-field guide, are exact (analytic KL). With a batch of B rows of N the rows' share is scaled
+by N / B (Hoffman et al. 2013), so the expectation stays that of all rows.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..base.unconstrained import Free, Parts, total, values_of
+from ..families.base import LOG_2PI
+from ..program.objective import log_prior
+from ..program.program import Program, on_rows, site_log_prob
+from ..program.sites import Params
+from ..trace.handlers import base_of
+from .guide import Sampled, Sampler
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What SVI raises.
+
+    Attributes
+    ----------
+    program : Program
+        The model on all rows; continuous latents of a row are among its scored sites.
+    params : dict
+        Name -> how it follows from its free numbers.
+    sampler : Sampler
+        Draws the continuous latents; knows nothing of the model's density.
+    particles : int
+        Draws of each estimate.
+    alpha : float
+        Order of the Renyi bound (Li and Turner 2016): 1 is the ELBO, 0 the importance-weighted bound (Burda et al.
+        2016).
+    weights : Tensor (N,), optional
+        Of the rows.
+    """
+
+    program: Program
+    params: dict[str, Free]
+    sampler: Sampler
+    particles: int
+    alpha: float
+    weights: Tensor | None
+
+    @property
+    def noisy(self) -> bool:
+        """Whether two estimates on all rows differ."""
+        return self.sampler.noisy
+
+    def values(self, free: Parts) -> Params:
+        """The model's params from their free numbers."""
+        return values_of(self.params, free, "param/")
+
+    def __call__(self, free: Parts, rows: Tensor | None = None) -> Tensor:
+        """An estimate of the bound over all rows, from those in `rows` (all, where it is None)."""
+        program = self.program if rows is None else on_rows(self.program, rows)
+        share = self.weights if rows is None or self.weights is None else self.weights[rows]
+        scale = 1.0 if rows is None else self.program.num_rows / len(rows)
+        drawn = self.sampler.draw(free, program, rows, self.particles, density=self.alpha != 1.0)
+        log_rows, prior = self._log_joint(program, self.values(free), drawn)
+        if self.alpha == 1.0:
+            each = log_rows + drawn.entropy_rows
+            rows_part = (each if share is None else each * share).sum(1).mean()
+            return (rows_part if rows is None else rows_part * scale) + (prior + drawn.entropy).mean()
+        return self._renyi(log_rows - drawn.log_q_rows, prior - drawn.log_q, share, scale)
+
+    @property
+    def particles_of(self) -> int:
+        """Draws side by side: one where nothing is drawn."""
+        return self.particles if self.sampler.noisy else 1
+
+    def _renyi(self, rows: Tensor, shared: Tensor, share: Tensor | None, scale: float) -> Tensor:
+        """(1 / (1 - alpha)) log mean w^(1 - alpha): row by row where nothing is shared, of the whole otherwise."""
+        power, count = 1 - self.alpha, math.log(len(rows))
+        if self.sampler.shared:
+            total = (rows if share is None else rows * share).sum(1) * scale + shared
+            return ((power * total).logsumexp(0) - count) / power
+        each = ((power * rows).logsumexp(0) - count) / power
+        return (each if share is None else each * share).sum() * scale + shared.mean()
+
+    def _log_joint(self, program: Program, params: Params, drawn: Sampled) -> tuple[Tensor, Tensor]:
+        """log p(x_n, u_n | theta) of each row, (m, B), and log p(theta), (m,)."""
+        if not program.runs_model:
+            spread = {name: value.expand(self.particles_of, *value.shape) for name, value in params.items()}
+            return self._one(program, {**spread, **drawn.values}, drawn)
+        each = []
+        for r in range(max((len(value) for value in drawn.values.values()), default=1)):
+            one = {**params, **{name: _pick(value, r) for name, value in drawn.values.items()}}
+            if program.layout.latents or program.products:
+                lead = {name: value.unsqueeze(0) for name, value in one.items()}
+                rows, prior = self._one(program, lead, drawn)
+                each.append((rows.squeeze(0), prior.squeeze(0)))
+            else:
+                each.append(self._scored(program, one, drawn))
+        return torch.stack([rows for rows, _ in each]), torch.stack([prior for _, prior in each])
+
+    def _scored(self, program: Program, values: Params, drawn: Sampled) -> tuple[Tensor, Tensor]:
+        """The log joint density of one draw, (B,) and (), of a model whose every site is scored in a run of it."""
+        nodes = program.run(values).nodes
+        exact = drawn.exact if self.alpha == 1.0 else {}
+        terms = {name: site_log_prob(nodes[name]) for name in program.scored}
+        for name, (mean, sd) in exact.items():
+            if name in program.structure.continuous:
+                terms[name] = normal_expectation(nodes[name]["fn"], mean, sd)
+        rows = total([rows_of(term, program) for term in terms.values()])
+        prior = torch.zeros((), dtype=torch.float64)
+        for name, param in program.structure.params.items():
+            if name in exact:
+                prior = prior + (normal_expectation(nodes[name]["fn"], *exact[name]) * nodes[name]["scale"]).sum()
+            elif param.prior is not None:
+                prior = prior + (nodes[name]["fn"].log_prob(values[name]) * nodes[name]["scale"]).sum()
+        for name in program.structure.outside:
+            prior = prior + site_log_prob(nodes[name]).sum()
+        return rows, prior
+
+    def _one(self, program: Program, values: Params, drawn: Sampled) -> tuple[Tensor, Tensor]:
+        ready = program.prepare(values)
+        log_rows = program.prepared_log_prob(ready, values)
+        exact = drawn.exact if self.alpha == 1.0 else {}
+        means = {
+            name: mean.unsqueeze(0)
+            for name, (mean, _) in exact.items()
+            if name in values and name not in program.structure.continuous
+        }
+        prior = log_prior(program, {**values, **means}, ready.trace)
+        nodes = (ready.trace or program.structure.trace).nodes
+        for name, (mean, sd) in exact.items():
+            fn = nodes[name]["fn"]
+            if name in means:
+                prior = prior - 0.5 * ((sd / base_of(fn).scale) ** 2).sum()
+            elif name not in program.scored:
+                log_rows = log_rows + rows_of(normal_expectation(fn, mean, sd), program)
+        return log_rows, prior
+
+
+def rows_of(term: Tensor, program: Program) -> Tensor:
+    """A term of the rows' plates, (batch), summed over all but the rows, (B,)."""
+    return term if term.dim() == 1 else term.movedim(program.structure.data_dim, -1).flatten(0, -2).sum(0)
+
+
+def normal_expectation(fn: Any, mean: Tensor, sd: Tensor) -> Tensor:
+    """E log density of a normal prior at a normal draw with this mean and sd, (batch)."""
+    prior = base_of(fn)
+    square = (mean - prior.loc) ** 2 + sd**2
+    term = -0.5 / prior.scale**2 * square - (prior.scale.log() + 0.5 * LOG_2PI)
+    return term.flatten(-fn.event_dim).sum(-1) if fn.event_dim else term
+
+
+def _pick(draws: Tensor, number: int) -> Tensor:
+    """One of some draws; what is the same in all of them is held once."""
+    return draws[number % len(draws)]

@@ -1,0 +1,292 @@
+"""A guide that the user wrote: read once, checked against the model, and drawn from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import pyro.distributions as dist
+import torch
+from pyro import poutine
+from pyro.poutine.messenger import Messenger
+from torch import Tensor
+
+from ..base.errors import ModelError
+from ..base.unconstrained import Free, Parts, free_param, total, values_of
+from ..data.structures import slice_rows
+from ..families.base import LOG_2PI
+from ..program.program import Program
+from ..trace.handlers import DATA_PLATE, base_of, constraint_of, double, sample_sites
+from ..trace.polynomials import unbroadcast
+from ..trace.provenance import Provenance, plain, provenance, symbol, symbols_of
+from ..trace.structure import Structure
+from .guide import Sampled, has_normal_prior
+from .normal_guides import antithetic
+
+NOTHING = torch.zeros(1, dtype=torch.float64)  # of no latents, for one draw
+DRAWS_OF_CENTER = 1_000  # of a factor without a mean in closed form
+
+
+class BindParams(Messenger):
+    """Give a guide's params values, and note what it declares.
+
+    With ``symbols=True`` params and draws are `Symbol`s, so the arguments of each site tell where they come from.
+    """
+
+    def __init__(self, values: Parts, symbols: bool = False) -> None:
+        super().__init__()
+        self.values, self.symbols = values, symbols
+        self.declared: dict[str, tuple[Tensor, Any]] = {}
+
+    def _pyro_param(self, msg: dict) -> None:
+        if msg["name"] in self.values:
+            msg["value"], msg["done"] = self.values[msg["name"]], True
+
+    def _pyro_post_param(self, msg: dict) -> None:
+        self.declared[msg["name"]] = plain(msg["value"].detach()), constraint_of(msg)
+        if self.symbols:
+            msg["value"] = symbol(msg["value"], msg["name"])
+
+    def _pyro_post_sample(self, msg: dict) -> None:
+        if self.symbols and isinstance(msg["value"], Tensor):
+            msg["value"] = symbol(plain(msg["value"]), msg["name"])
+
+
+class Gathered(NamedTuple):
+    """An argument whose cells are cells of one param."""
+
+    param: str
+    cells: Tensor | None  # their numbers; None where it is the whole param, reshaped
+    shape: torch.Size
+    rows_dim: int | None  # the dim (from the right) that runs over the rows
+
+    def of(self, values: Parts, rows: Tensor | None) -> Tensor:
+        """The argument under some values of the params, for the rows of a batch."""
+        value = values[self.param]
+        value = value.reshape(self.shape) if self.cells is None else value.flatten()[self.cells]
+        return value if rows is None or self.rows_dim is None else value.index_select(self.rows_dim, rows)
+
+
+class NormalSite(NamedTuple):
+    """A site of a guide that is normal with gathered arguments: the guide need not be run to draw it."""
+
+    loc: Gathered
+    scale: Gathered
+    shape: torch.Size  # of a draw, on all rows
+    rows_dim: int | None
+
+    def on(self, rows: Tensor | None) -> torch.Size:
+        """The shape of a draw, for the rows of a batch."""
+        if rows is None or self.rows_dim is None:
+            return self.shape
+        shape = list(self.shape)
+        shape[self.rows_dim] = len(rows)
+        return torch.Size(shape)
+
+
+@dataclass(frozen=True)
+class OwnGuide:
+    """A guide that the user wrote.
+
+    It is run once for every draw, unless each of its sites is normal with arguments gathered from params.
+
+    Attributes
+    ----------
+    params : dict
+        Its own params, parts "guide/NAME"; a name that the model declares too is the model's.
+    exact : tuple of str
+        Latents whose expected log prior and entropy are exact.
+    normals : dict
+        Name -> its place in the params, where that is true of every site; otherwise empty.
+    """
+
+    guide: Callable[[Any], Any]
+    structure: Structure
+    params: dict[str, Free]
+    of_model: Callable[[Parts], Parts]
+    exact: tuple[str, ...]
+    normals: dict[str, NormalSite]
+    noisy: bool = field(default=True, init=False)
+
+    @property
+    def shared(self) -> bool:
+        return any(param.prior is not None for param in self.structure.params.values())
+
+    def values(self, free: Parts) -> Parts:
+        """The guide's params from their free numbers, and the model's beside them where the guide may read them."""
+        own = values_of(self.params, free, "guide/")
+        alone = self.normals and all({site.loc.param, site.scale.param} <= set(own) for site in self.normals.values())
+        return own if alone else {**self.of_model(free), **own}
+
+    def sites(self, free: Parts, data: Any) -> dict[str, Any]:
+        """The sites of one run of the guide under these free numbers."""
+        with BindParams(self.values(free)):
+            return sample_sites(poutine.trace(self.guide).get_trace(data))
+
+    def draw(self, free: Parts, program: Program, rows: Tensor | None, num: int, density: bool = True) -> Sampled:
+        if self.normals:
+            return self._draw_normals(free, rows, num, density)
+        each = [self.sites(free, program.data) for _ in range(num)]
+        values = {name: torch.stack([sites[name]["value"] for sites in each]) for name in each[0]}
+        log_qs = {name: torch.stack([s[name]["fn"].log_prob(s[name]["value"]) for s in each]) for name in each[0]}
+        log_q, log_q_rows = self._summed(log_qs)
+        entropy, entropy_rows = -log_q, -log_q_rows
+        exact: dict[str, tuple[Tensor, Tensor]] = {}
+        if self.exact:
+            sure = {name: torch.stack([-sites[name]["fn"].entropy() for sites in each]) for name in self.exact}
+            entropy, entropy_rows = (-total for total in self._summed({**log_qs, **sure}))
+            for name in self.exact:  # the same in all draws
+                base, shape = base_of(each[0][name]["fn"]), values[name].shape[1:]
+                exact[name] = base.loc.expand(shape), base.scale.expand(shape)
+        return Sampled(values, log_q, log_q_rows, entropy, entropy_rows, exact)
+
+    def _draw_normals(self, free: Parts, rows: Tensor | None, num: int, density: bool) -> Sampled:
+        """All draws at once, in antithetic pairs."""
+        params = self.values(free)
+        values: Parts = {}
+        excess: Parts = {}  # of the log density over its mean
+        entropies: Parts = {}
+        exact: dict[str, tuple[Tensor, Tensor]] = {}
+        for name, site in self.normals.items():
+            loc, scale = site.loc.of(params, rows), site.scale.of(params, rows)
+            shape = site.on(rows)
+            if scale.shape != shape:
+                scale = scale.expand(shape)
+            noise = antithetic(num, loc, *shape)
+            values[name] = torch.addcmul(loc, scale, noise)
+            event = len(self.structure.trace.nodes[name]["fn"].event_shape)
+            if density:
+                excess[name] = _over_event(0.5 - 0.5 * noise**2, event)
+            entropies[name] = _over_event(scale.log() + 0.5 * (1 + LOG_2PI), event).unsqueeze(0)
+            if name in self.exact:
+                exact[name] = loc, scale
+        entropy, entropy_rows = self._summed(entropies)
+        more, more_rows = self._summed(excess)
+        return Sampled(values, more - entropy, more_rows - entropy_rows, entropy, entropy_rows, exact)
+
+    def centers(self, free: Parts, program: Program) -> Parts:
+        """Means of the factors where the distribution has one, otherwise of draws."""
+        shared = {n: site for n, site in self.sites(free, program.data).items() if n not in self.structure.continuous}
+        return {name: _center(site["fn"]) for name, site in shared.items()}
+
+    def _summed(self, terms: Parts) -> tuple[Tensor, Tensor]:
+        """Terms (m, *batch) of sites: those of shared latents added up, (m,), and those of each row, (m, B)."""
+        shared, rows = [], []
+        for name, term in terms.items():
+            if name in self.structure.continuous:
+                term = term.movedim(self.structure.data_dim, 1) if term.dim() > 2 else term
+                rows.append(term.flatten(2).sum(2) if term.dim() > 2 else term)
+            else:
+                shared.append(term.flatten(1).sum(1) if term.dim() > 1 else term)
+        return (total(shared) if shared else NOTHING), (total(rows) if rows else NOTHING.unsqueeze(-1))
+
+
+def own_guide(
+    guide: Callable[[Any], Any], data: Any, structure: Structure, of_model: Callable[[Parts], Parts], start: Parts
+) -> tuple[OwnGuide, Parts]:
+    """The user's guide read once and checked against the model; starting values of its own params.
+
+    Raises
+    ------
+    ModelError
+        It misses a latent of the model, adds one, samples one in another plate, or has one without reparameterized
+        draws.
+    """
+    bind = BindParams(start, symbols=True)
+    with bind:
+        sites = sample_sites(poutine.trace(guide).get_trace(data))
+    check_sites(sites, structure)
+    free = {
+        name: free_param(constraint, double(value))
+        for name, (value, constraint) in bind.declared.items()
+        if name not in structure.params
+    }
+    parts = {f"guide/{name}": torch.zeros(one.shape, dtype=torch.float64) for name, one in free.items()}
+    normals = _normals(sites, structure, {name: value.numel() for name, (value, _) in bind.declared.items()})
+    return OwnGuide(guide, structure, free, of_model, _exact(sites, structure), normals), parts
+
+
+def check_sites(sites: dict[str, Any], structure: Structure) -> None:
+    """A guide samples the model's continuous latents, all of them and nothing else, in the model's plates."""
+    wanted = {name for name, param in structure.params.items() if param.prior is not None} | set(structure.continuous)
+    for name in sorted(wanted - set(sites)):
+        raise ModelError(f"guide: it does not sample '{name}', a latent of the model: add the site, or use guide=None")
+    for name in sorted(set(sites) - wanted):
+        why = "the engine sums it out exactly" if name in structure.latents else "the model has no such latent"
+        raise ModelError(f"guide: it samples '{name}', but {why}: leave the site out")
+    for name, site in sites.items():
+        in_rows = any(frame.name == DATA_PLATE for frame in site["cond_indep_stack"])
+        if in_rows != (name in structure.continuous):
+            where = "inside" if name in structure.continuous else "outside"
+            raise ModelError(f"guide: site '{name}' must be {where} the plate \"{DATA_PLATE}\", as in the model")
+        if not site["fn"].has_rsample:
+            raise ModelError(
+                f"guide: site '{name}' is a {type(base_of(site['fn'])).__name__}, whose draws carry no gradient: "
+                f"use a distribution with reparameterized draws, such as Normal, LogNormal, Gamma or Beta"
+            )
+
+
+def check_batches(own: OwnGuide, free: Parts, data: Any, size: int) -> None:
+    """A guide that must be run, and has params of every row, cannot tell which rows a batch holds."""
+    if own.normals:
+        return
+    try:
+        own.sites(free, slice_rows(data, slice(size)))
+    except (ValueError, RuntimeError, IndexError) as error:
+        raise ModelError(
+            f"guide: it fails on a batch of {size} rows ({str(error).splitlines()[0]}): compute what differs from row "
+            f"to row from the data, or leave the guide out, or give batch_size={own.structure.num_rows}"
+        ) from error
+
+
+def _exact(sites: dict[str, Any], structure: Structure) -> tuple[str, ...]:
+    """Latents whose expected log prior and entropy are exact: both normal, in a guide whose draws stand alone."""
+    if any(symbols_of(site["fn"]) & set(sites) for site in sites.values()):
+        return ()
+    return tuple(
+        name
+        for name, site in sites.items()
+        if type(base_of(site["fn"])) is dist.Normal and has_normal_prior(structure.trace.nodes[name]["fn"], structure)
+    )
+
+
+def _normals(sites: dict[str, Any], structure: Structure, sizes: dict[str, int]) -> dict[str, NormalSite]:
+    """Where every site is normal, and its arguments are cells of params: where they come from."""
+    found = {}
+    for name, site in sites.items():
+        base, fn = base_of(site["fn"]), site["fn"]
+        shape = fn.batch_shape + fn.event_shape
+        if type(base) is not dist.Normal or site["scale"] != 1.0 or site["mask"] is not None:
+            return {}
+        rows_dim = structure.data_dim - len(fn.event_shape) if name in structure.continuous else None
+        loc, scale = (_gathered(argument, sizes, rows_dim) for argument in (base.loc, base.scale))
+        if loc is None or scale is None:
+            return {}
+        found[name] = NormalSite(loc, scale, shape, rows_dim)
+    return found
+
+
+def _gathered(argument: Tensor, sizes: dict[str, int], rows_dim: int | None) -> Gathered | None:
+    known: Provenance | None = provenance(argument)
+    if known is None or known.cells is None or known.normalized or not known.names <= set(sizes):
+        return None
+    (param,) = known.names
+    index = unbroadcast(known.cells)
+    over_rows = rows_dim is not None and index.dim() >= -rows_dim and index.shape[rows_dim] > 1
+    whole = torch.equal(index.flatten(), torch.arange(sizes[param], device=index.device))
+    return Gathered(param, None if whole else index, index.shape, rows_dim if over_rows else None)
+
+
+def _over_event(value: Tensor, event: int) -> Tensor:
+    return value.flatten(-event).sum(-1) if event else value
+
+
+def _center(fn: Any) -> Tensor:
+    try:
+        mean = fn.mean
+        if torch.isfinite(mean).all():
+            return mean.detach().clone()
+    except (NotImplementedError, AttributeError):
+        pass
+    return fn.sample((DRAWS_OF_CENTER,)).mean(0)

@@ -1,0 +1,137 @@
+"""Reading a model once: run it under enumeration on its data, and keep what an engine must know.
+
+No log probability is computed here and every broadcast stays lazy, so reading costs next to nothing at any number of
+rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from ..base.errors import ModelError
+from .handlers import DATA_PLATE, ROOM_FOR_PLATES, Bind, Param, double, run, sample_sites
+from .shapes import check_shapes, plate_mismatch
+
+
+class Latent(NamedTuple):
+    """A discrete latent of each row, summed out by enumeration."""
+
+    cardinality: int
+    dim: int  # the negative dim that enumeration gave it
+    plates: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Structure:
+    """What one run of the model says about it."""
+
+    params: dict[str, Param]
+    latents: dict[str, Latent]
+    continuous: tuple[str, ...]  # continuous latents of each row: exact EM cannot sum them
+    observed: tuple[str, ...]
+    outside: tuple[str, ...]  # observed outside the data plate: they count once, as a prior does
+    plates: dict[str, tuple[int, int]]  # name -> (dim, size)
+    data_plate: str
+    num_rows: int
+    trace: Any
+
+    @property
+    def data_dim(self) -> int:
+        return self.plates[self.data_plate][0]
+
+    @property
+    def nesting(self) -> int:
+        return max((-dim for dim, _ in self.plates.values()), default=0)
+
+
+def read(model: Any, data: Any, values: Mapping[str, Tensor] | None = None) -> Structure:
+    """Read the structure of a model on its data.
+
+    Parameters
+    ----------
+    model : callable
+    data : what the model takes
+    values : dict, optional
+        Params to use instead of what the model declares, as float64 tensors.
+
+    Raises
+    ------
+    ModelError
+        No data plate; a site that does not fit its plates; a latent that needs the data plate outside it; a discrete
+        latent without its ``enumerate`` mark; nothing observed.
+    """
+    values = values or {}
+    first = Bind(values)
+    try:
+        sites = sample_sites(run(model, data, first, ROOM_FOR_PLATES))
+    except ValueError as error:
+        if (plain_words := plate_mismatch(error)) is not None:
+            raise plain_words from None
+        raise
+    check_shapes(sites, ROOM_FOR_PLATES, DATA_PLATE)
+    nesting = max((-frame.dim for site in sites.values() for frame in site["cond_indep_stack"]), default=0)
+    bind = Bind({**{name: double(param.value) for name, param in first.declared.items()}, **values}, symbols=True)
+    trace = run(model, data, bind, nesting)
+    sites = sample_sites(trace)
+
+    plates = {f.name: (f.dim, int(f.size)) for site in sites.values() for f in site["cond_indep_stack"]}
+    if DATA_PLATE not in plates:
+        known = f"its plates are {sorted(plates)}" if plates else "it has no plate"
+        raise ModelError(
+            f'the model has no plate named "{DATA_PLATE}" ({known}): put the rows in pyro.plate("{DATA_PLATE}", '
+            f"len(data))"
+        )
+    latents: dict[str, Latent] = {}
+    continuous: list[str] = []
+    observed: list[str] = []
+    outside: list[str] = []
+    for name, site in sites.items():
+        frames = tuple(f.name for f in site["cond_indep_stack"])
+        if site["is_observed"]:
+            (observed if DATA_PLATE in frames else outside).append(name)
+        elif name in bind.declared:
+            continue
+        elif "_enumerate_dim" in site["infer"]:
+            _require_plate(name, frames)
+            size = site["fn"].enumerate_support(expand=False).shape[0]
+            latents[name] = Latent(size, site["infer"]["_enumerate_dim"], frames)
+        elif site["fn"].has_enumerate_support:
+            raise ModelError(
+                f"site '{name}' is a discrete latent that is not marked for enumeration: "
+                f'write pyro.sample("{name}", ..., infer={{"enumerate": "parallel"}})'
+            )
+        elif site["fn"].support.is_discrete:
+            raise ModelError(
+                f"site '{name}' is a discrete latent of {type(site['fn']).__name__}, whose values have no "
+                f"finite list to sum over: "
+                f"use a distribution with finite support, such as Categorical"
+            )
+        else:
+            continuous.append(name)
+    if not observed:
+        raise ModelError(f'the model observes nothing inside the plate "{DATA_PLATE}": give at least one site obs=data')
+    num_rows = plates[DATA_PLATE][1]
+    return Structure(
+        bind.declared,
+        latents,
+        tuple(continuous),
+        tuple(observed),
+        tuple(outside),
+        plates,
+        DATA_PLATE,
+        num_rows,
+        trace,
+    )
+
+
+def _require_plate(name: str, frames: tuple[str, ...]) -> None:
+    if DATA_PLATE not in frames:
+        raise ModelError(
+            f"site '{name}' is a discrete latent sampled outside the plate \"{DATA_PLATE}\", so all rows would "
+            f"share one value: "
+            f'sample it inside pyro.plate("{DATA_PLATE}", len(data))'
+        )

@@ -1,0 +1,76 @@
+"""The rules of the house: packages from the ground up, no circle, no late import of our own, no private name abroad."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+ORDER = (
+    "base data trace distributions families program nn optimize linear_gaussian cavi em svi amortized posterior "
+    "diagnose io plots fit drivers"
+).split()
+RANK = {name: place for place, name in enumerate(ORDER)} | {"pair": 2, "io": ORDER.index("diagnose")}
+FOR_MODELS = RANK["linear_gaussian"]
+FILES = {path.relative_to(ROOT).with_suffix("").parts: path for path in (ROOT / "inference").rglob("*.py")}
+ABOVE = {path.relative_to(ROOT).with_suffix("").parts: path for path in (ROOT / "models").rglob("*.py")}
+
+
+def imports(parts: tuple[str, ...], path: Path) -> Iterator[tuple[tuple[str, ...], str, bool]]:
+    """(file imported from, name, whether at the top) for every import of our own."""
+    tree = ast.parse(path.read_text())
+    top = {id(node) for node in tree.body}
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.ImportFrom) or not node.level:
+            continue
+        where = (*parts[: len(parts) - node.level], *(node.module.split(".") if node.module else ()))
+        for alias in node.names:
+            inner = (*where, alias.name)
+            yield (inner if inner in FILES else where), alias.name, id(node) in top
+
+
+def package(parts: tuple[str, ...]) -> str:
+    return parts[1]
+
+
+@pytest.mark.parametrize("parts", sorted(FILES), ids="/".join)
+def test_a_file_imports_from_its_package_and_those_below(parts: tuple[str, ...]) -> None:
+    if parts == ("inference", "__init__"):
+        return
+    assert package(parts) in RANK, f"inference/{package(parts)} is no package of the house"
+    for where, name, top in imports(parts, FILES[parts]):
+        assert where[0] == "inference", f"{'/'.join(parts)} imports {'.'.join(where)}, which stands above inference"
+        assert RANK[package(where)] <= RANK[package(parts)], f"{'/'.join(parts)} imports upward, {'.'.join(where)}"
+        assert not name.startswith("_"), f"{'/'.join(parts)} imports the private name {name} of {'.'.join(where)}"
+        # matplotlib takes half a second to import, and a fit draws only when asked
+        assert top or (parts[1:], package(where)) == (("fit",), "plots"), f"{'/'.join(parts)} imports {name} late"
+
+
+def test_no_circle_of_files() -> None:
+    graph = {parts: {where for where, _, _ in imports(parts, path)} - {parts} for parts, path in FILES.items()}
+    graph[("inference", "fit")] -= {where for where in graph[("inference", "fit")] if package(where) == "plots"}
+    TopologicalSorter(graph).prepare()  # raises CycleError, which names the circle
+
+
+@pytest.mark.parametrize("parts", sorted(ABOVE), ids="/".join)
+def test_models_use_the_ground_floors(parts: tuple[str, ...]) -> None:
+    for where, _, _ in imports(parts, ABOVE[parts]):
+        if where[0] == "inference":
+            assert RANK[package(where)] <= FOR_MODELS, f"{'/'.join(parts)} imports {'.'.join(where)}"
+
+
+def test_only_the_drivers_make_fits() -> None:
+    """And only `fit.py` defines one."""
+    makers = [
+        "/".join(parts[1:])
+        for parts, path in FILES.items()
+        if any(
+            isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Fit"
+            for node in ast.walk(ast.parse(path.read_text()))
+        )
+    ]
+    assert makers == ["drivers/finish"]
