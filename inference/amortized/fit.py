@@ -150,6 +150,7 @@ def _reached(training: Training, shape: Amortized | None, fixed: dict[str, Tenso
         ModeMap((mode,), tuple(ends) or (level,)),
         {name: story.leaves[name].constraint for name in params},
         training.total,
+        share=None if training.share is None else training.share.cpu(),
         guide=OWN if shape is None else shape.name,
         guide_parts=parts,
     )

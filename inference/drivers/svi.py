@@ -177,6 +177,7 @@ def svi(
         if alpha != 1.0:
             raise OptionError(f"alpha: met {alpha:g}; a pair with networks has objective='iwae' in its place")
         reached = deep_svi(pair, dataset, home if device is None else check_device(device), options)
+        weights = reached.share
     else:
         check_no_networks(options)
         dataset = in_memory(dataset, device)

@@ -7,7 +7,7 @@ from types import ModuleType
 from ..cavi.counts.model import COUNTS
 from ..cavi.fit import CONJUGATE
 from ..cavi.graphs.model import GRAPH
-from . import amortized, amortized_rows, counts, exact, generate, graphs, guided, guided_rows, predictions
+from . import amortized, amortized_rows, counts, exact, generate, graphs, guided, guided_rows, new_graphs, predictions
 
 # guides of encoders, and of pairs with networks
 NETWORKS = ("networks", "amortized", "amortized_full", "amortized_mixture", "amortized_flow")
@@ -32,4 +32,4 @@ def making_of(guide: str) -> ModuleType:
     """New rows."""
     if guide in NETWORKS:
         return filling_of(guide)
-    return graphs if guide == GRAPH else generate
+    return new_graphs if guide == GRAPH else generate

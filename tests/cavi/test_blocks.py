@@ -1,6 +1,7 @@
 """Block models of graphs: against updates written out by hand, against sums over all labels, and on known graphs."""
 
 import itertools
+from dataclasses import replace
 
 import networkx as nx
 import numpy as np
@@ -21,9 +22,11 @@ from latentzoo.inference.base.errors import DataError, ModelError, OptionError
 from latentzoo.inference.cavi.graphs import pair_sums as ties
 from latentzoo.inference.cavi.graphs.fit import fit_relation
 from latentzoo.inference.cavi.graphs.reader import read_relation
+from latentzoo.inference.cavi.options import CAVIOptions
 from latentzoo.inference.data import graph as graphs
 from latentzoo.inference.data.adapt import adapt
 from latentzoo.inference.data.graph import Graph, view
+from latentzoo.inference.data.structures import map_tensors
 from latentzoo.inference.posterior import graphs as related
 from latentzoo.inference.posterior.new_graphs import block_table
 from latentzoo.inference.trace.handlers import engine_state
@@ -551,10 +554,11 @@ def test_options_that_part_the_nodes_are_refused():
         zoo.create("degree_corrected_block_model", rate=-1)
     with pytest.raises(TypeError, match="graph must be one of"):
         Pair(rates_as_params, graph="bipartite")
-    given = dict.fromkeys(("weights", "start", "batch_size", "fallback", "progress"))
-    pair, device = zoo.create("stochastic_block_model"), torch.device("meta")
+    pair = zoo.create("stochastic_block_model")
+    elsewhere = adapt("karate_club", graph=pair.graph)
+    elsewhere = replace(elsewhere, values=map_tensors(lambda t: t.to("meta"), elsewhere.values))
     with pytest.raises(OptionError, match="device: met 'meta', expected 'cpu'"):
-        fit_relation(pair, None, max_iters=1, tol=0, restarts=1, seed=0, m_steps=1, device=device, **given)
+        fit_relation(pair, elsewhere, CAVIOptions())
     for start, words in (({"z": [1, 0]}, "has shape"), ({"z": [7] * 34}, "labels outside 0 to 1"), ({"q": 1}, "'q'")):
         with pytest.raises((DataError, ModelError), match=words):
             zoo.fit("stochastic_block_model", "karate_club", start=start)
