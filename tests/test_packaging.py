@@ -58,7 +58,9 @@ def test_wheel_ships_the_modules_and_nothing_else(wheel: Path) -> None:
     names = [Path(name) for name in zipfile.ZipFile(wheel).namelist()]
     info = Path(f"latentzoo-{latentzoo.__version__}.dist-info")
     shipped = {name for name in names if name.parts[0] != info.name}
-    assert shipped == {Path("latentzoo") / file for file in module_files()}
+    tables = {path.relative_to(ROOT) for path in (ROOT / "inference" / "data" / "bundled").glob("*.csv")}
+    assert tables
+    assert shipped == {Path("latentzoo") / file for file in module_files() | tables}
     assert {info / "entry_points.txt", info / "licenses" / "LICENSE"} <= set(names)
 
 
