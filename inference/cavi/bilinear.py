@@ -15,8 +15,7 @@ import torch
 from torch import Tensor
 
 from ..families.base import LOG_2PI
-from ..families.factors import Point
-from ..families.factors_multivariate import MultivariateNormalFactor
+from ..families.factors import MultivariateNormalFactor, Point
 from ..program.gathered import Sparse
 from .moments import Families, Means, Source, expected
 

@@ -11,8 +11,7 @@ from scipy.sparse import csr_matrix
 from torch import Tensor
 
 from ..base.errors import ModelError
-from ..families.factors import FactorFamily, NormalFactor, Point
-from ..families.factors_multivariate import MultivariateNormalFactor
+from ..families.factors import FactorFamily, MultivariateNormalFactor, NormalFactor, Point
 from ..program.gathered import Sparse, by_rows
 from ..program.sites import Params
 from ..trace.polynomials import Form, Leaf, unbroadcast

@@ -13,8 +13,7 @@ from torch import Tensor
 from ..base.errors import ModelError, NotConjugate
 from ..families.base import Family
 from ..families.expected import Expected, ExpectedNormal, expected_family, observed_family
-from ..families.factors import BetaFactor, FactorFamily, NormalFactor, Point
-from ..families.factors_multivariate import MultivariateNormalFactor, factor_family
+from ..families.factors import BetaFactor, FactorFamily, MultivariateNormalFactor, NormalFactor, Point, factor_family
 from ..program.compiler import compile_program
 from ..program.sites import Argument, Layout, Params
 from ..trace.handlers import Bind, base_of, run

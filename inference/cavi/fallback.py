@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..base.errors import ModelError, NotConjugate
 from ..base.unconstrained import MATRICES, base_constraint
-from ..families.factors_multivariate import factor_family
+from ..families.factors import factor_family
 from ..program.program import Program
 from ..program.sites import Params
 from ..trace.handlers import Bind, base_of, run

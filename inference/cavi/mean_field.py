@@ -16,8 +16,7 @@ from torch import Tensor
 
 from ..base.errors import NotConjugate
 from ..families.expected import Expected
-from ..families.factors import FactorFamily, Point
-from ..families.factors_multivariate import MultivariateNormalFactor
+from ..families.factors import FactorFamily, MultivariateNormalFactor, Point
 from ..program.estep import Expectations
 from ..program.program import Program
 from ..program.sites import Argument, Params

@@ -12,11 +12,10 @@ from torch import Tensor
 from ..base.errors import DataError
 from .graph import adapt_graph
 from .idx import idx_array, is_idx
-from .loaders import is_loader, is_read, rows_of, rows_of_array, rows_of_bags
 from .long_format import padded, split
 from .schema import Dataset, Schema
-from .sparse import bags_of_sparse, check_bags, densified, is_sparse
-from .streams import Rows, pieces
+from .sparse import bag_of_words, bags_of_sparse, check_bags, densified, is_sparse, is_texts
+from .streams import Rows, is_loader, is_read, pieces, rows_of, rows_of_array, rows_of_bags
 from .structures import (
     check_cells,
     check_codes,
@@ -30,7 +29,6 @@ from .structures import (
     to_tensor,
 )
 from .tables import encode_column, read
-from .text import bag_of_words, is_texts
 
 
 def adapt(

@@ -13,9 +13,8 @@ import torch
 from torch import Tensor
 
 from ..base.errors import OptionError
-from .loaders import rows_of_tensor
 from .schema import Dataset
-from .streams import Rows, read_whole
+from .streams import Rows, read_whole, rows_of_tensor
 from .structures import map_tensors, tensors_of
 
 SHARE = 0.5  # of the memory that is free on a device, for the data

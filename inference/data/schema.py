@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..base.errors import DataError
-from .graph_formats import decode_graph
+from .graph import decode_graph
 from .long_format import unpadded
 from .sparse import Bags, bags_of
 from .structures import (

@@ -27,9 +27,9 @@ from ..program.checks import check_latents, check_rows, check_spread, check_valu
 from ..program.compiler import compile_program
 from ..program.estep import one_thread
 from ..trace.structure import Structure, read
+from .mstep import EMSteps
 from .plan import make_plan
 from .separation import check_certain
-from .steps import EMSteps
 
 LARGE = 1_000_000  # rows times configurations
 

@@ -17,7 +17,7 @@ from ..program.program import Program
 from ..program.sites import Argument, Site
 from ..trace.handlers import Param, base_of
 from ..trace.provenance import symbols_of
-from .hessian_blocks import find_blocks
+from .gradient import find_blocks
 from .regression import Affine, find_affine
 
 

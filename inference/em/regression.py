@@ -18,8 +18,8 @@ from torch import Tensor
 from ..base.unconstrained import base_constraint
 from ..distributions.missing import PartlyObserved
 from ..families.base import Args, Family
+from ..families.continuous import NormalFamily
 from ..families.discrete import BernoulliFamily, CategoricalFamily, PoissonFamily
-from ..families.normal import NormalFamily
 from ..program.estep import Expectations
 from ..program.program import Program
 from ..program.sites import Params, read_arguments

@@ -17,7 +17,7 @@ from ..program.program import Program
 from ..program.sites import Site
 from ..trace.handlers import Bind, sample_sites
 from ..trace.provenance import provenance, symbol
-from .hessian_blocks import free_values, influences
+from .gradient import free_values, influences
 
 
 def check_certain(program: Program, climbed: Sequence[str], schema: Schema) -> None:

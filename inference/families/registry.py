@@ -11,19 +11,26 @@ from torch import Tensor
 
 from ..trace.provenance import symbols_of
 from .base import Family, Ratio
+from .continuous import (
+    BetaFamily,
+    ExponentialFamily,
+    GammaFamily,
+    LogNormalFamily,
+    MultivariateNormalFamily,
+    MultivariateStudentTFamily,
+    NormalFamily,
+    StudentTFamily,
+)
 from .discrete import (
     BernoulliFamily,
     BinomialFamily,
     CategoricalFamily,
     GeometricFamily,
+    MaskedFamily,
     MultinomialFamily,
     OneHotFamily,
     PoissonFamily,
 )
-from .masked import MaskedFamily
-from .normal import LogNormalFamily, MultivariateNormalFamily, NormalFamily
-from .positive import BetaFamily, ExponentialFamily, GammaFamily
-from .student import MultivariateStudentTFamily, StudentTFamily
 
 
 @singledispatch

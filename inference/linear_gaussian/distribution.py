@@ -16,7 +16,7 @@ from torch.distributions import constraints
 
 from ..distributions.missing import marginal_log_prob, observed_part
 from ..families.base import Args
-from ..families.normal import MultivariateNormalFamily
+from ..families.continuous import MultivariateNormalFamily
 from ..families.registry import family
 
 

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from ..cavi.graphs.model import GRAPH
-from ..data.graph_formats import of_bags, of_table
+from ..data.graph import of_bags, of_table
 from ..data.sparse import Bags
 from ..posterior.new_graphs import block_table
 from .columns import UnfitKind

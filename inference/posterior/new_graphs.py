@@ -16,7 +16,7 @@ from ..cavi.graphs.model import INTO, OUT
 from ..cavi.graphs.probe import Probe
 from ..data.graph import every_pair
 from ..data.sparse import DENSE_BYTES, bags_of_sparse
-from ..families.factors_multivariate import factor_family
+from ..families.factors import factor_family
 from ..program.sites import Params
 from ..trace.handlers import Bind, base_of, engine_state, run, sample_sites
 

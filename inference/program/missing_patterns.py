@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..families.base import Args, square
-from ..families.normal import MultivariateNormalFamily
+from ..families.continuous import MultivariateNormalFamily
 
 FAMILY = MultivariateNormalFamily()
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from ...inference.base.errors import OptionError
 from ...inference.data.columns import location_and_variance
 from ...inference.data.seeding import kmeans_plusplus
-from ...inference.families.factors_multivariate import Wishart
+from ...inference.families.factors import Wishart
 from ...inference.pair import Pair
 from ..registry import register
 from .weights import check_prior, mixture_weights

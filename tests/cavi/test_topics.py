@@ -17,8 +17,7 @@ from latentzoo.inference.cavi.counts.reader import read_allocation, sample_of
 from latentzoo.inference.cavi.counts.sweeps import Allocating
 from latentzoo.inference.cavi.counts.updates import Rows, expect_shared
 from latentzoo.inference.data.adapt import adapt
-from latentzoo.inference.data.sparse import bags_of, bags_of_sparse
-from latentzoo.inference.data.text import bag_of_words
+from latentzoo.inference.data.sparse import bag_of_words, bags_of, bags_of_sparse
 from latentzoo.inference.diagnose.topics import coherence, halves, perplexity, top_words
 from latentzoo.inference.optimize.schedule import Schedule
 from latentzoo.inference.trace.handlers import engine_state

@@ -22,8 +22,7 @@ from latentzoo.inference.base.errors import DataError, OptionError
 from latentzoo.inference.data import devices
 from latentzoo.inference.data import streams as rows
 from latentzoo.inference.data import structures as arrays
-from latentzoo.inference.data.loaders import rows_of
-from latentzoo.inference.data.streams import read_whole
+from latentzoo.inference.data.streams import read_whole, rows_of
 from latentzoo.inference.nn.networks import mlp
 
 pytestmark = pytest.mark.filterwarnings("ignore::latentzoo.inference.base.errors.ConvergenceWarning")

@@ -10,9 +10,11 @@ from latentzoo.inference.families.factors import (
     DirichletFactor,
     GammaFactor,
     InverseGammaFactor,
+    MultivariateNormalFactor,
     NormalFactor,
+    WishartFactor,
+    factor_family,
 )
-from latentzoo.inference.families.factors_multivariate import MultivariateNormalFactor, WishartFactor, factor_family
 
 
 def definite(*shape, size=3):

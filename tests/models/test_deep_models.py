@@ -19,7 +19,7 @@ from latentzoo.inference.data.adapt import adapt
 from latentzoo.inference.data.seeding import near_rows
 from latentzoo.inference.data.sparse import bags_of
 from latentzoo.inference.diagnose.topics import bound_perplexity, coherence, halves, perplexity, top_words, topic_shares
-from latentzoo.inference.nn.convolutions import conv_decoder, conv_encoder
+from latentzoo.inference.nn.networks import conv_decoder, conv_encoder
 from latentzoo.inference.posterior.amortized import opened
 from latentzoo.inference.svi.annealing import Warmup
 

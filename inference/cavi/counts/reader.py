@@ -13,8 +13,7 @@ from ...data.schema import Schema
 from ...data.sparse import Bags, bags_of, check_counts, check_rows_count
 from ...data.structures import map_tensors
 from ...families.expected import expected_family
-from ...families.factors import DirichletFactor, FactorFamily, GammaFactor, Point
-from ...families.factors_multivariate import factor_family
+from ...families.factors import DirichletFactor, FactorFamily, GammaFactor, Point, factor_family
 from ...trace.handlers import Bind, base_of, run
 from ...trace.provenance import plain, symbol, symbols_of
 from ...trace.structure import Structure

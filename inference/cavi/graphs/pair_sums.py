@@ -17,7 +17,7 @@ from scipy.sparse import csr_array
 from torch import Tensor
 
 from ...base.errors import ModelError
-from ...data.graph_formats import of_bags, of_table
+from ...data.graph import of_bags, of_table
 from ...data.sparse import Bags
 from ...families.expected import Expected
 
