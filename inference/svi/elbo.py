@@ -2,8 +2,9 @@
 
 Discrete latents of a row are summed out exactly (the enumerated ELBO; no draw of them adds noise). Continuous latents
 are drawn from the guide by reparameterization (Kingma and Welling 2014); its entropy, and the expected log density of
-normal priors under a mean-field guide, are exact (analytic KL). With a batch of B rows of N the rows' share is scaled
-by N / B (Hoffman et al. 2013), so the expectation stays that of all rows.
+normal priors under a mean-field guide, are exact (analytic KL), given draws of the latents that a prior hangs on. With
+a batch of B rows of N the rows' share is scaled by N / B (Hoffman et al. 2013), so the expectation stays that of all
+rows.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from ..base.unconstrained import Free, Parts, total, values_of
 from ..families.base import LOG_2PI
-from ..program.objective import log_prior
+from ..program.objective import log_density, log_prior
 from ..program.program import Program, on_rows, site_log_prob
 from ..program.sites import Params
 from ..trace.handlers import base_of
@@ -127,19 +128,19 @@ class Objective:
         ready = program.prepare(values)
         log_rows = program.prepared_log_prob(ready, values)
         exact = drawn.exact if self.alpha == 1.0 else {}
-        means = {
-            name: mean.unsqueeze(0)
-            for name, (mean, _) in exact.items()
-            if name in values and name not in program.structure.continuous
-        }
-        prior = log_prior(program, {**values, **means}, ready.trace)
+        of_rows = program.structure.continuous
+
+        def density(name: str, fn: Any, value: Tensor) -> Tensor:  # the prior at draws of its parents
+            if name not in exact:
+                return log_density(name, fn, value)
+            term = normal_expectation(fn, *exact[name])
+            return term.expand(len(value), *term.shape)
+
+        prior = log_prior(program, values, ready.trace, density)
         nodes = (ready.trace or program.structure.trace).nodes
         for name, (mean, sd) in exact.items():
-            fn = nodes[name]["fn"]
-            if name in means:
-                prior = prior - 0.5 * ((sd / base_of(fn).scale) ** 2).sum()
-            elif name not in program.scored:
-                log_rows = log_rows + rows_of(normal_expectation(fn, mean, sd), program)
+            if name in of_rows and name not in program.scored:
+                log_rows = log_rows + rows_of(normal_expectation(nodes[name]["fn"], mean, sd), program)
         return log_rows, prior
 
 

@@ -31,6 +31,7 @@ from ..trace.handlers import Bind, engine_state, run
 from ..trace.structure import read
 from .ascent import WINDOW, NotFinite
 from .checkpoints import ROWS, Checkpoints, fingerprint, identity, restore
+from .guide import NormalGuide
 from .nonfinite import blame
 from .normal_guides import SHAPES, GuideShape
 from .options import SVIOptions
@@ -42,6 +43,7 @@ BATCH = 1_000
 PARTICLES, RATE = 2, 0.05  # of a step; of Adam
 RACE = 200  # steps of each start before the best goes on
 DRAWS = 100  # of the estimate of the bound that was reached
+EVEN = 1024  # of small data, spread evenly
 LARGE = 1_000_000  # numbers of a step from which torch's threads pay
 
 
@@ -157,6 +159,8 @@ def _level(run: Run) -> float:
         recent = state.bounds[-WINDOW:]
         return sum(recent) / len(recent) if recent else float("nan")
     with torch.no_grad():
+        if objective.noisy and isinstance(objective.sampler, NormalGuide) and run.program.size * EVEN <= LARGE:
+            return float(replace(objective, particles=EVEN)(run.parts()))
         found = [float(objective(run.parts())) for _ in range(DRAWS if objective.noisy else 1)]
     return sum(found) / len(found)
 

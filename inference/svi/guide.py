@@ -188,7 +188,9 @@ def _row_block(name: str, site: Any, structure: Structure, shape: GuideShape) ->
 
 
 def has_normal_prior(fn: Any, structure: Structure) -> bool:
-    """Normal, and the same whatever the discrete latents: its expected log density has a closed form."""
+    """Normal, and the same whatever the discrete latents: its expected log density has a closed form, given those
+    latents that its own arguments hang on.
+    """
     event, fn = len(fn.event_shape), base_of(fn)
     batch = fn.batch_shape[: max(0, len(fn.batch_shape) - structure.nesting - event)]
     return isinstance(fn, dist.Normal) and not isinstance(fn, dist.LogNormal) and all(size == 1 for size in batch)

@@ -15,6 +15,7 @@ from torch import Tensor
 from ..base.unconstrained import Parts
 from ..families.base import LOG_2PI
 
+MANY = 256  # draws
 RANK = 5  # of the low-rank guide, or half the numbers where that is less
 
 
@@ -46,7 +47,13 @@ def antithetic(num: int, like: Tensor, *shape: int) -> Tensor:
     """Standard normal draws (num, *shape) in pairs of opposite sign.
 
     What is odd in the noise, which is most of the noise of a gradient near a symmetric posterior, cancels in a pair.
+    Many draws at a time are spread evenly (a scrambled Sobol sequence), so that their mean is closer by far.
     """
+    size = torch.Size(shape).numel()
+    if num >= MANY and 0 < size <= torch.quasirandom.SobolEngine.MAXDIM:
+        even = torch.quasirandom.SobolEngine(size, scramble=True, seed=0).draw((num + 1) // 2, dtype=torch.float64)
+        half = torch.special.ndtri(even.clamp(1e-12, 1 - 1e-12)).to(like).reshape(-1, *shape)
+        return torch.cat([half, -half])[:num]
     half = torch.randn((num + 1) // 2, *shape, dtype=like.dtype, device=like.device)
     return torch.cat([half, -half])[:num] if num > 1 else half
 
