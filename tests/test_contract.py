@@ -12,7 +12,7 @@ from latentzoo import zoo
 from latentzoo.inference.amortized.fit import has_networks
 from latentzoo.inference.amortized.reader import read_story, to_dtype
 from latentzoo.inference.base.errors import DataError, OptionError
-from latentzoo.inference.cavi.graphs.reader import read_relation
+from latentzoo.inference.cavi.graphs.model import read_relation
 from latentzoo.inference.data.adapt import adapt
 from latentzoo.inference.pair import on_table
 from latentzoo.inference.program.deterministic import Moments

@@ -24,10 +24,10 @@ from ..program.estep import one_thread
 from ..program.sites import Params
 from ..trace.provenance import plain as plain_values
 from ..trace.structure import Structure, read
-from .counts.fit import fit_allocation
-from .counts.reader import read_allocation, sample_of
+from .counts.ascent import fit_allocation
+from .counts.model import read_allocation, sample_of
 from .derivation import mean_field
-from .graphs.fit import fit_relation
+from .graphs.ascent import fit_relation
 from .mean_field import MeanField
 from .options import CAVIOptions
 from .sweeps import Sweeps

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from ..base.errors import DataError, OptionError
 from ..base.options import check_counts, check_seed
-from ..cavi.counts.local_factors import Allocated, allocated_on
-from ..cavi.counts.updates import mean_of
+from ..cavi.counts.ascent import Allocated, allocated_on
+from ..cavi.counts.passes import mean_of
 from ..data.adapt import adapt
 from ..data.schema import Dataset
 from ..data.sparse import Bags, bags_of, densified

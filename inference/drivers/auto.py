@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from ..base.errors import DataError, HasNetworks, ModelError
-from ..cavi.counts.reader import read_allocation, sample_of
+from ..cavi.counts.model import read_allocation, sample_of
 from ..cavi.derivation import mean_field
 from ..data.devices import in_double
 from ..data.schema import Dataset

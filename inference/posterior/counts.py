@@ -12,11 +12,9 @@ from torch import Tensor
 
 from ..base.errors import DataError, ModelError
 from ..base.options import check_counts, check_seed
-from ..cavi.counts.blocks import SINGLE, Block
-from ..cavi.counts.local_factors import Allocated, allocated_on, matrix_of, read_on, settled
-from ..cavi.counts.model import COUNTS, Allocation
-from ..cavi.counts.reader import read_allocation, sample_of
-from ..cavi.counts.updates import Rows, Shared, mean_of
+from ..cavi.counts.ascent import Allocated, allocated_on, matrix_of, read_on, settled
+from ..cavi.counts.model import COUNTS, Allocation, read_allocation, sample_of
+from ..cavi.counts.passes import SINGLE, Block, Rows, Shared, mean_of
 from ..data.schema import Dataset
 from ..data.sparse import DENSE_BYTES, Bags
 from ..families.factors import GammaFactor

@@ -13,9 +13,8 @@ from torch import Tensor
 
 from ..base.errors import DataError
 from ..base.options import check_counts, check_seed
-from ..cavi.graphs.model import INTO, OUT, Relation
-from ..cavi.graphs.reader import read_relation
-from ..cavi.graphs.updates import Relating, settled
+from ..cavi.graphs.ascent import Relating, settled
+from ..cavi.graphs.model import INTO, OUT, Relation, read_relation
 from ..data.schema import Dataset
 from ..data.sparse import DENSE_BYTES, Bags
 from ..families.factors import Point

@@ -12,8 +12,7 @@ from torch import Tensor
 
 from ..base.errors import DataError, OptionError
 from ..base.options import check_seed
-from ..cavi.graphs.model import INTO, OUT
-from ..cavi.graphs.probe import Probe
+from ..cavi.graphs.model import INTO, OUT, Probe
 from ..data.graph import every_pair
 from ..data.sparse import DENSE_BYTES, bags_of_sparse
 from ..families.factors import factor_family

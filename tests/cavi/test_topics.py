@@ -12,10 +12,9 @@ from scipy.special import digamma, gammaln
 
 from latentzoo import Pair, zoo
 from latentzoo.inference.base.errors import ConvergenceWarning, DataError, ModelError, OptionError
-from latentzoo.inference.cavi.counts.blocks import make_blocks
-from latentzoo.inference.cavi.counts.reader import read_allocation, sample_of
-from latentzoo.inference.cavi.counts.sweeps import Allocating
-from latentzoo.inference.cavi.counts.updates import Rows, expect_shared
+from latentzoo.inference.cavi.counts.ascent import Allocating
+from latentzoo.inference.cavi.counts.model import read_allocation, sample_of
+from latentzoo.inference.cavi.counts.passes import Rows, expect_shared, make_blocks
 from latentzoo.inference.data.adapt import adapt
 from latentzoo.inference.data.sparse import bag_of_words, bags_of, bags_of_sparse
 from latentzoo.inference.diagnose.topics import coherence, halves, perplexity, top_words
@@ -224,7 +223,7 @@ def test_bound_never_falls_at_any_update_of_any_factor(name):
 def test_single_precision_where_data_are_large_changes_no_digit_that_counts(monkeypatch):
     x, start = documents(60), start_topics()
     plain = short(lda(), x, 30, start={"topics": start})
-    monkeypatch.setattr("latentzoo.inference.cavi.counts.blocks.SINGLE", 0)
+    monkeypatch.setattr("latentzoo.inference.cavi.counts.passes.SINGLE", 0)
     single = short(lda(), x, 30, start={"topics": start})
     assert single.history[-1].item() == pytest.approx(plain.history[-1].item(), rel=1e-6)
     assert min(np.diff(single.history.numpy())) >= -1e-9 * (1 + abs(single.history[-1].item()))

@@ -9,14 +9,22 @@ Jordan 2003, section 5; Cemgil 2009, section 3).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from ...base.errors import DataError
-from ...data.sparse import Bags
-from ...families.factors import FactorFamily, GammaFactor, Point
+from ...base.errors import DataError, ModelError
+from ...data.schema import Schema
+from ...data.sparse import Bags, bags_of, check_counts, check_rows_count
+from ...data.structures import map_tensors
+from ...families.expected import expected_family
+from ...families.factors import DirichletFactor, FactorFamily, GammaFactor, Point, factor_family
+from ...trace.handlers import Bind, base_of, run
+from ...trace.provenance import plain, symbol, symbols_of
+from ...trace.structure import Structure
+from ..moments import WAY_OUT
 
 
 class Side(NamedTuple):
@@ -88,3 +96,264 @@ def check_margins(allocation: Allocation, columns: tuple[str, ...] | None) -> No
 
 
 COUNTS = "allocation"  # the name of such a guide in a fit
+
+
+SAMPLED = 64  # rows of a sparse matrix that the model is run on
+CHUNK = 1 << 24  # cells of a dense piece of it, where every row must be seen
+SAME = 1e-8
+
+
+def sample_of(values: Any) -> Any:
+    """Data that a model is read on: a few rows, spread evenly, where the table would be large."""
+    if not isinstance(values, Bags):
+        return values
+    return values.pick(torch.linspace(0, len(values) - 1, min(SAMPLED, len(values))).long()).dense()
+
+
+def read_allocation(model: Any, values: Any, structure: Structure, schema: Schema) -> Allocation | None:
+    """What a model says of its counts, where rows have a positive latent; None where they have none.
+
+    Parameters
+    ----------
+    structure : Structure
+        Of the model on ``sample_of(values)``.
+
+    Raises
+    ------
+    ModelError
+        Its rows have a positive latent, but its counts are no such product.
+    DataError
+        Counts that are no counts; a row without any, where they are multinomial.
+    """
+    nodes = structure.trace.nodes
+    positive = [n for n in structure.continuous if isinstance(_family(nodes[n]["fn"]), GammaFactor | DirichletFactor)]
+    if not positive:
+        return None
+    row = _only(structure, positive)
+    (site,) = structure.observed
+    sample = sample_of(values)
+    marked = map_tensors(lambda tensor: symbol(tensor, "data"), sample)
+    start = {name: plain(param.value).double() for name, param in structure.params.items()}
+    node = run(model, marked, Bind(start, symbols=True), structure.nesting).nodes
+    fn = base_of(node[site]["fn"])
+    if not isinstance(fn, dist.Poisson | dist.Multinomial):
+        raise _no(
+            site,
+            f"a positive latent of each row, '{row}', and {type(fn).__name__} data, which no closed form joins",
+            row,
+        )
+    poisson = isinstance(fn, dist.Poisson)
+    names = symbols_of(node[site]["fn"]) - {"data"}
+    if len(names) != 2 or row not in names:
+        others = ", ".join(map(repr, sorted(names - {row}))) or "nothing"
+        raise _no(site, f"'{row}' meets {others} in it, where one latent or param that rows share is expected", row)
+    (shared,) = names - {row}
+    by_row = "data" in symbols_of(node[row]["fn"])
+    if by_row or symbols_of(node[row]["fn"]) - {"data"}:
+        raise ModelError(
+            f"cavi: the prior of latent '{row}' depends on {'the row' if by_row else 'other latents or params'}, and "
+            f"no closed form is derived for that: give it numbers, or {WAY_OUT}"
+        )
+    for name in (row, site, shared):
+        _check_plain(name, node[name])
+    ask = _Ask(model, structure, site, row, shared, poisson)
+    transposed, factors = _factors(ask, sample, site, row, shared)
+    if "data" in symbols_of(node[site]["fn"]) and poisson and isinstance(values, Bags):
+        step = max(1, CHUNK // values.width)
+        pieces = [values.pick(slice(i, i + step)).dense() for i in range(0, len(values), step)]
+        factors = torch.cat([_factors(ask, piece, site, row, shared)[1] for piece in pieces])
+    row_factor, column_factor = _rank_one(factors, site, row)
+    rows = _side(row, node[row]["fn"], None, len(sample))
+    if rows.prior is not None and bool((rows.prior != rows.prior[:1]).any()):
+        raise ModelError(f"cavi: the prior of latent '{row}' differs from row to row: {WAY_OUT}")
+    param = structure.params[shared]
+    beta = _side(shared, None if param.prior is None else param.prior["fn"], param, 0, transposed)
+    _check_pair(site, rows, beta, poisson, column_factor)
+    counts = _counts(values, node[site]["value"], sample, site)
+    named = schema.columns if schema.columns and len(schema.columns) == counts.width else range(counts.width)
+    check_counts(counts, site, lambda place: f"column {named[place]!r}")
+    if not poisson:
+        check_rows_count(counts, site)
+    shapes = {row: plain(node[row]["value"]).shape[1:], shared: start[shared].shape}
+    return Allocation(
+        site,
+        rows._replace(prior=None if rows.prior is None else rows.prior[:1]),
+        beta,
+        transposed,
+        poisson,
+        row_factor,
+        column_factor,
+        counts,
+        _matrix(start[shared], shared, site, row).shape[1 if transposed else 0],
+        shapes,
+    )
+
+
+# --- the argument as a product ----------------------------------------------------------------------------------------
+
+
+class _Ask(NamedTuple):
+    """The site's argument (n, V) at values of both latents."""
+
+    model: Any
+    structure: Structure
+    site: str
+    row: str
+    shared: str
+    poisson: bool
+
+    def at(self, data: Any, theta: Tensor, beta: Tensor) -> Tensor:
+        values = {name: plain(param.value).double() for name, param in self.structure.params.items()}
+        found = run(self.model, data, Bind({**values, self.row: theta, self.shared: beta}), self.structure.nesting)
+        fn = base_of(found.nodes[self.site]["fn"])
+        return plain(fn.rate if self.poisson else fn._categorical.probs)
+
+
+def _factors(ask: _Ask, data: Any, site: str, row: str, shared: str) -> tuple[bool, Tensor]:
+    """Whether beta stands transposed, and the argument over the product (n, V), which must not depend on latents."""
+    trace = ask.structure.trace.nodes
+    n = len(plain(run(ask.model, data, Bind({}), ask.structure.nesting).nodes[row]["value"]))
+    drawn = []
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(2):
+        theta = _random((n, *plain(trace[row]["value"]).shape[1:]), trace[row]["fn"].support, generator)
+        param = ask.structure.params[shared]
+        drawn.append((theta, _random(tuple(param.value.shape), param.constraint, generator)))
+    matrices = [(one.reshape(n, -1), _matrix(two, shared, site, row)) for one, two in drawn]
+    met = [ask.at(data, *one) for one in drawn]
+    for transposed in (False, True):
+        size, width = (matrices[0][1].mT if transposed else matrices[0][1]).shape
+        if matrices[0][0].shape[1] != size or met[0].shape != (n, width):
+            continue
+        each = [
+            value / (theta @ (beta.mT if transposed else beta))
+            for value, (theta, beta) in zip(met, matrices, strict=True)
+        ]
+        if torch.allclose(each[0], each[1], rtol=SAME, atol=0):
+            return transposed, each[0]
+    raise _no(site, f"its argument is not the matrix product '{row} @ {shared}' times a constant", row)
+
+
+def _random(shape: tuple[int, ...], support: Any, generator: torch.Generator) -> Tensor:
+    value = torch.rand(shape, generator=generator, dtype=torch.float64) + 0.1
+    return value / value.sum(-1, keepdim=True) if _is_simplex(support) else value
+
+
+def _is_simplex(constraint: Any) -> bool:
+    while hasattr(constraint, "base_constraint"):
+        constraint = constraint.base_constraint
+    return constraint is torch.distributions.constraints.simplex
+
+
+def _matrix(value: Tensor, shared: str, site: str, row: str) -> Tensor:
+    if value.dim() > 2:
+        value = value.squeeze()
+    if value.dim() != 2:
+        raise _no(site, f"'{shared}' has shape {tuple(value.shape)}, where a matrix is expected", row)
+    return value
+
+
+def _rank_one(factors: Tensor, site: str, row: str) -> tuple[Tensor, Tensor]:
+    """c (N,) or (1,) and d (V,) or (1,) of constants c_n d_v."""
+    by_row, by_column = factors[:, 0], factors[0] / factors[0, 0]
+    if not torch.allclose(by_row.unsqueeze(1) * by_column, factors, rtol=SAME, atol=0):
+        raise _no(site, "its constant factor is not one of the row times one of the column", row)
+    if torch.allclose(by_row, by_row[:1].expand_as(by_row), rtol=SAME, atol=0):
+        by_row = by_row[:1]
+    if torch.allclose(by_column, torch.ones_like(by_column), rtol=SAME, atol=0):
+        by_column = by_column[:1]
+    return by_row, by_column
+
+
+# --- priors -----------------------------------------------------------------------------------------------------------
+
+
+def _family(fn: Any) -> FactorFamily | None:
+    return factor_family(base_of(fn))
+
+
+def _side(name: str, fn: Any, param: Any, rows: int, transposed: bool = False) -> Side:
+    """The prior of a latent, natural parameters as a matrix."""
+    if fn is None:
+        return Side(name, Point(), None, _is_simplex(param.constraint))
+    base = base_of(fn)
+    family = factor_family(base)
+    kind = expected_family(base)
+    if not isinstance(family, GammaFactor | DirichletFactor) or kind is None:
+        raise ModelError(
+            f"cavi: latent '{name}' has a {type(base).__name__} prior, which is not conjugate to counts: use Gamma or "
+            f"Dirichlet, or {WAY_OUT}"
+        )
+    raw = kind().raw(base)
+    for key, value in raw.items():
+        if symbols_of(base) - {"data"}:
+            raise ModelError(f"cavi: the {key} of latent '{name}' depends on other latents: give numbers, or {WAY_OUT}")
+        if not bool((plain(value) > 0).all()):
+            raise ModelError(
+                f"cavi: latent '{name}' has a {key} of {plain(value).min().item():g}, expected positive numbers"
+            )
+    args = {f"{key}|{moment}": plain(v).double() for key, v in raw.items() for moment in ("value", "mean", "log")}
+    args["rate|log"] = args["rate|mean"].log() if "rate" in raw else torch.zeros(())
+    eta, _ = kind().natural(args)
+    shape = (*base.batch_shape, *base.event_shape)
+    if isinstance(family, DirichletFactor):
+        eta = eta.expand(shape)
+        eta = eta.reshape(rows, -1) if rows else eta.reshape(-1, shape[-1])
+    else:
+        eta = eta.expand(*shape, 2)
+        eta = eta.reshape(rows, -1, 2) if rows else eta.reshape(*[s for s in shape if s > 1 or len(shape) == 2], 2)
+        eta = eta.transpose(0, 1) if transposed else eta
+    return Side(name, family, eta.contiguous(), isinstance(family, DirichletFactor))
+
+
+# --- checks -----------------------------------------------------------------------------------------------------------
+
+
+def _only(structure: Structure, positive: list[str]) -> str:
+    """The one latent of a row, beside the one observed site."""
+    others = [name for name in (*structure.continuous, *structure.latents) if name != positive[0]]
+    if others:
+        raise ModelError(
+            f"cavi: latent '{positive[0]}' of each row is positive, and the model has '{others[0]}' of each row beside "
+            f"it: no closed form is derived for both; {WAY_OUT}"
+        )
+    if len(structure.observed) != 1 or structure.outside:
+        names = ", ".join(map(repr, (*structure.observed, *structure.outside)))
+        raise ModelError(
+            f"cavi: with the positive latent '{positive[0]}' of each row a model may observe one site of counts, met "
+            f"{names}; {WAY_OUT}"
+        )
+    return positive[0]
+
+
+def _no(site: str, why: str, row: str) -> ModelError:
+    return ModelError(
+        f"cavi: site '{site}' has no conjugate form: {why}; expected Poisson or Multinomial counts of '{row} @ shared' "
+        f"(rows in front), or {WAY_OUT}"
+    )
+
+
+def _check_plain(name: str, node: Any) -> None:
+    scaled = node["type"] == "sample" and not (isinstance(node["scale"], float) and node["scale"] == 1.0)
+    if scaled or (node["type"] == "sample" and node["mask"] is not None):
+        raise ModelError(f"cavi: site '{name}' is scaled or masked, which has no conjugate form: {WAY_OUT}")
+
+
+def _check_pair(site: str, rows: Side, shared: Side, poisson: bool, column_factor: Tensor) -> None:
+    if not poisson and not (rows.simplex and shared.simplex):
+        name = shared.name if rows.simplex else rows.name
+        raise _no(
+            site, f"'{name}' must lie on the simplex for multinomial counts, as a Dirichlet latent does", rows.name
+        )
+    if poisson and shared.simplex and len(column_factor) > 1:
+        raise _no(site, f"'{shared.name}' lies on the simplex, and its columns have factors of their own", rows.name)
+
+
+def _counts(values: Any, observed: Any, sample: Any, site: str) -> Bags:
+    """The observed counts of all rows."""
+    if not isinstance(values, Bags):
+        value = plain(observed)
+        return bags_of(value.double().reshape(len(value), -1))
+    if not torch.equal(plain(observed).nan_to_num(nan=-1.0), sample.nan_to_num(nan=-1.0)):
+        raise ModelError(f"cavi: site '{site}' observes something computed from the sparse matrix: give a dense table")
+    return values
