@@ -22,8 +22,8 @@ from torch.distributions import Independent, MultivariateNormal, Normal, kl_dive
 from ..data.structures import num_rows, slice_rows
 from ..distributions.missing import Missing
 from ..nn.flows import Flow
-from ..trace.handlers import base_of, is_bookkeeping
-from .reader import Play, Story, value_of
+from ..trace.handlers import Bind, base_of, is_bookkeeping
+from .reader import Story, value_of
 
 
 class Terms(NamedTuple):
@@ -57,13 +57,13 @@ def draw(story: Story, values: dict[str, Tensor], rows: Any, num: int, missing: 
     if configs > lead:
         at = {name: story.data_dim - guide[name]["fn"].event_dim for name in drawn}
         drawn = {name: torch.cat([value] * configs, at[name]) for name, value in drawn.items()}
-    model = Play(values, {**drawn, **given})
+    model = Bind({**values, **drawn, **given}, centred=False)
     with model, Missing(look=False) if missing else nullcontext():
         story.pair.model(repeated(rows, configs * num))
     return Drawn(guide, model.nodes, (configs, num, size))
 
 
-class Centred(Play):
+class Centred(Bind):
     """A run at the means of what is normal, without draws."""
 
     def _pyro_sample(self, msg: Any) -> None:
@@ -72,12 +72,12 @@ class Centred(Play):
 
 
 def encode(
-    story: Story, values: dict[str, Tensor], rows: Any, given: dict[str, Tensor], kind: type[Play] = Play
+    story: Story, values: dict[str, Tensor], rows: Any, given: dict[str, Tensor], kind: type[Bind] = Bind
 ) -> dict[str, Any]:
     """One run of the guide alone, with some latents given."""
     if story.pair.guide is None:
         return {}
-    play = kind(values, given)
+    play = kind({**values, **given}, centred=False)
     with play:
         story.pair.guide(rows)
     return {name: msg for name, msg in play.nodes.items() if not is_bookkeeping(msg)}

@@ -30,7 +30,7 @@ def check_sites(story: Story, data: Any, schema: Schema, spread: bool = True) ->
 
 
 def _check_sites(story: Story, data: Any, schema: Schema, spread: bool) -> None:
-    leaves = {name: free_value(leaf, leaf.declared) for name, leaf in story.leaves.items()}
+    leaves = {name: free_value(leaf, leaf.value) for name, leaf in story.leaves.items()}
     first: dict[str, Tensor] = {}
     varies: dict[str, Tensor] = {}
     with torch.no_grad():
@@ -157,7 +157,7 @@ def check_batch(story: Story, rows: int) -> None:
 
 def check_free_bits(story: Story, data: Any) -> None:
     """Free bits are of numbers whose divergence is known in closed form."""
-    leaves = {name: free_value(leaf, leaf.declared) for name, leaf in story.leaves.items()}
+    leaves = {name: free_value(leaf, leaf.value) for name, leaf in story.leaves.items()}
     with torch.no_grad(), at_rest(story):
         drawn = draw(story, values_from(story, leaves), slice_rows(data, slice(2)), 1, False)
     alone = bool(story.guided) or story.num_configurations == 1

@@ -8,10 +8,10 @@ from torch import Tensor
 
 from ..data.streams import Rows
 from ..data.structures import slice_rows
-from ..trace.handlers import is_bookkeeping
+from ..trace.handlers import Bind, is_bookkeeping
 from ..trace.provenance import known_cells, plain, symbol
 from .bounds import draw
-from .reader import SAMPLE, Play, Story
+from .reader import SAMPLE, Story
 
 
 def places(story: Story, values: dict[str, Tensor], data: Any) -> dict[str, Tensor] | None:
@@ -21,7 +21,7 @@ def places(story: Story, values: dict[str, Tensor], data: Any) -> dict[str, Tens
     few = slice_rows(data, slice(SAMPLE))
     latents = draw(story, values, few, 1, False).model
     held = {n: m["value"][: len(few)] for n, m in latents.items() if not m["is_observed"] and not is_bookkeeping(m)}
-    play = Play(values, held if story.num_configurations == 1 else {})
+    play = Bind({**values, **(held if story.num_configurations == 1 else {})}, centred=False)
     with play:
         story.pair.model(symbol(few, "data"))
     width = few[0].numel()

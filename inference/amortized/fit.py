@@ -75,7 +75,7 @@ def deep_svi(pair: Pair, dataset: Dataset, home: torch.device, asked: SVIOptions
         size = batch_size_of(asked.batch_size, rows, own or FULL, own or BATCH)
         check_batch(story, size or rows)
         steps = asked.num_steps if asked.epochs is None else asked.epochs * (1 if size is None else rows // size)
-        weights = sum(leaf.declared.numel() for leaf in story.leaves.values())
+        weights = sum(leaf.value.numel() for leaf in story.leaves.values())
         bar = Progress(steps, "svi", asked.progress)
 
         placed = values if home.type == "cpu" else place(to_dtype(dataset.values, story.dtype), home)
@@ -137,8 +137,8 @@ def _reached(training: Training, shape: Amortized | None, fixed: dict[str, Tenso
     """Plain values of the weights, and the bound where they are."""
     story, state = training.story, training.state
     reached = {name: v.detach().cpu().clone() for name, v in values_from(story, training.leaves).items()}
-    params = {name: value for name, value in reached.items() if story.leaves[name].of_model}
-    parts = {f"value/{name}": value for name, value in reached.items() if not story.leaves[name].of_model}
+    params = {name: value for name, value in reached.items() if name in story.model.params}
+    parts = {f"value/{name}": value for name, value in reached.items() if name not in story.model.params}
     parts |= {f"fixed/{name}": value.cpu() for name, value in fixed.items()}
     for name, network in story.networks.items():
         parts |= {f"buffer/{name}/{key}": value.cpu().clone() for key, value in network.named_buffers()}
@@ -228,7 +228,7 @@ def _split(rows: int, share: float, seed: int) -> tuple[Tensor | None, Tensor | 
 
 def _starts(story: Story, data: Any, asked: SVIOptions) -> list[dict[str, Tensor]]:
     """Starting values: as the pair's `initialize` draws them, otherwise as it declares them; `start` overrules."""
-    declared = {name: leaf.declared for name, leaf in story.leaves.items()}
+    declared = {name: leaf.value for name, leaf in story.leaves.items()}
     drawn = each_start(story.pair.initialize, spread_rows(data), torch.Generator().manual_seed(asked.seed))
     starts = []
     for number in range(asked.restarts):

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from ..data.structures import num_rows, slice_rows
-from ..trace.handlers import base_of
+from ..trace.handlers import Bind, base_of
 from .bounds import repeated, values_from
-from .reader import Play, Story, free_value
+from .reader import Story, free_value
 
 PROBES = (0.1, 1.0, 1.0, 10.0, 10.0, 100.0)  # lengths of latents where the mean must lie on the line
 EXACT = 1e-4  # how far from it rounding may take it, relative
@@ -61,7 +61,7 @@ def line_of(story: Story, values: dict[str, Tensor], rows: Any) -> Line | None:
     draws = torch.randn(len(PROBES), K, generator=torch.Generator().manual_seed(0)).to(story.dtype)
     far = draws / draws.norm(dim=-1, keepdim=True) * torch.tensor(PROBES).to(draws).unsqueeze(-1)
     points = torch.cat([torch.zeros(1, K), torch.eye(K), far.to(torch.get_default_dtype())])  # (P, K)
-    play = Play(values, {name: points.repeat_interleave(size, 0)})
+    play = Bind({**values, name: points.repeat_interleave(size, 0)}, centred=False)
     with play:
         story.pair.model(repeated(rows, len(points)))
     found = [_cells(play.nodes[site], len(points), size) for site in story.observed]
@@ -109,7 +109,7 @@ def optimum(story: Story, values: dict[str, Tensor], data: Any, share: Tensor | 
     """log p(x_n), (N,), where all params of the model are at the maximum of its (weighted) sum, climbed to from where
     they are. Moves the weights of the networks.
     """
-    own = {name: leaf for name, leaf in story.leaves.items() if leaf.of_model}
+    own = story.model.params
     free = {name: free_value(leaf, values[name]) for name, leaf in own.items() if leaf.weight is None}
     leaves = {
         name: free[name].clone(memory_format=torch.contiguous_format).requires_grad_() if name in free else values[name]

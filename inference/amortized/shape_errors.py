@@ -12,11 +12,11 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 
 from ..base.errors import DataError, ModelError, OptionError
 from ..nn.networks import WrongOutputs
-from ..trace.handlers import is_bookkeeping
+from ..trace.handlers import Bind, is_bookkeeping
 
 
 @contextmanager
-def deep_errors(play: Any, where: str) -> Iterator[None]:
+def deep_errors(bind: Bind, where: str) -> Iterator[None]:
     """Turn what torch says of shapes into plain words; look at the shapes of observed sites when all has run."""
     called: list[tuple[nn.Module, Tensor]] = []
 
@@ -28,24 +28,24 @@ def deep_errors(play: Any, where: str) -> Iterator[None]:
     try:
         yield
     except WrongOutputs as error:
-        raise _plain(error, called, play, where) from None
+        raise _plain(error, called, bind, where) from None
     except (DataError, ModelError, OptionError) as error:
         raise (error.__cause__ or error) from None
     except RuntimeError as error:
-        raise _plain(error, called, play, where) from error
+        raise _plain(error, called, bind, where) from error
     finally:
         hook.remove()
-    for name, msg in play.nodes.items():
+    for name, msg in bind.nodes.items():
         if msg["is_observed"] and not is_bookkeeping(msg):
-            _check_site(name, msg, called, play)
+            _check_site(name, msg, called, bind)
 
 
-def _plain(error: Exception, called: list[tuple[nn.Module, Tensor]], play: Any, where: str) -> Exception:
+def _plain(error: Exception, called: list[tuple[nn.Module, Tensor]], bind: Bind, where: str) -> Exception:
     first = str(error).splitlines()[0]
     if not called:
         return ModelError(f"svi: the {where} failed: {first}")
     module, met = called[0]
-    layer = name_of(module, play)
+    layer = name_of(module, bind)
     if isinstance(error, WrongOutputs):
         return ModelError(f"svi: {layer}, the last that ran, gives {first}")
     wanted = _wanted(module, met)
@@ -77,21 +77,21 @@ def _wanted(module: nn.Module, met: Tensor) -> str | None:
     return f"({', '.join(['rows', str(channels), *sides])})"
 
 
-def name_of(module: nn.Module, play: Any) -> str:
+def name_of(module: nn.Module, bind: Bind) -> str:
     """A layer by its network and place."""
-    for network, found in getattr(play, "networks", {}).items():
+    for network, found in (bind.networks or {}).items():
         for place, layer in found.named_modules():
             if layer is module:
                 return f"layer '{place}' of network '{network}' ({module})"
     return f"layer {module}"
 
 
-def _check_site(name: str, msg: Any, called: list[tuple[nn.Module, Tensor]], play: Any) -> None:
+def _check_site(name: str, msg: Any, called: list[tuple[nn.Module, Tensor]], bind: Bind) -> None:
     fn, value = msg["fn"], msg["value"]
     event = tuple(fn.event_shape)
     met = tuple(value.shape[value.dim() - len(event) :])
     if event != met:
-        last = f" (the last layer run was {name_of(called[0][0], play)})" if called else ""
+        last = f" (the last layer run was {name_of(called[0][0], bind)})" if called else ""
         raise ModelError(
             f"svi: site '{name}' has events of shape {event}, the data's are {met}: the network that computes it has "
             f"outputs of another number than the data have columns{last}"

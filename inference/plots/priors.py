@@ -13,10 +13,10 @@ from torch import Tensor
 from torch.distributions import MixtureSameFamily
 
 from ..amortized.bounds import configurations, draw
-from ..amortized.reader import Play
 from ..data.schema import Dataset
 from ..data.structures import slice_rows
 from ..posterior.amortized import Opened, opened
+from ..trace.handlers import Bind
 from .columns import UnfitKind
 from .latents import means_of, plane_of, scattered, sheet, side_of
 from .style import PALETTE, SMALL, count, dress, percent, picture
@@ -154,7 +154,7 @@ def _expected_rows(it: Opened, given: dict[str, Tensor], middle: Tensor | None =
     """
     size = len(next(iter(given.values())))
     rows = slice_rows(it.data, torch.zeros(size, dtype=torch.long))
-    play = Play(it.values, {name: value.to(it.story.dtype) for name, value in given.items()})
+    play = Bind({**it.values, **{n: value.to(it.story.dtype) for n, value in given.items()}}, centred=False)
     others = tuple(name for name in it.story.latents if name not in given)
     with play, nullcontext() if middle is None else Middle(others, middle):
         it.story.pair.model(rows)

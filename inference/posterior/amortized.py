@@ -17,14 +17,14 @@ from ..amortized.bounds import Centred, Drawn, configurations, draw, encode, log
 from ..amortized.checks import check_sites
 from ..amortized.encoder import OWN, amortize, shape_of
 from ..amortized.linear import exact, line_of
-from ..amortized.reader import SAMPLE, Play, Story, installed, read_story, to_dtype
+from ..amortized.reader import SAMPLE, Story, installed, read_story, to_dtype
 from ..base.errors import DataError
 from ..base.options import check_counts, check_seed
 from ..data.schema import Dataset
 from ..data.streams import as_one, with_draws
 from ..data.structures import is_missing, num_rows, slice_rows
 from ..program.deterministic import Moments
-from ..trace.handlers import DIVIDER, base_of, engine_state
+from ..trace.handlers import DIVIDER, Bind, base_of, engine_state
 from .generate import empty_rows
 from .psis import k_hat
 
@@ -222,7 +222,7 @@ def _closed(it: Opened, sd: bool = True) -> dict[str, Moments] | None:
     (name,) = it.story.latents
     out: list[Tensor] = []
     for index, rows in it.pieces(1):
-        fn = encode(it.story, it.values, rows, {}, Play if it.story.computed else Centred)[name]["fn"]
+        fn = encode(it.story, it.values, rows, {}, Bind if it.story.computed else Centred)[name]["fn"]
         if not isinstance(base_of(fn), dist.Normal | dist.MultivariateNormal):
             return None
         for place, part in enumerate([fn.mean, fn.variance.sqrt()] if sd else [fn.mean]):

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from ..amortized.bounds import Drawn, terms
 from ..amortized.columns import places
-from ..amortized.reader import Play
 from ..base.errors import DataError
 from ..base.options import check_counts, check_seed
 from ..data.adapt import numbers_of
@@ -21,7 +20,7 @@ from ..data.streams import Rows, as_one, in_full
 from ..data.structures import is_missing, num_rows, slice_rows
 from ..distributions.missing import complete, observed_part
 from ..distributions.mixed_rows import parts_of
-from ..trace.handlers import base_of
+from ..trace.handlers import Bind, base_of
 from ..trace.provenance import plain
 from .amortized import ROW_DRAWS, Opened, laid_out, opened, plain_params, sample_posterior, shares, weights
 from .conditions import no_conditions, with_conditions
@@ -46,7 +45,7 @@ def generate(fit: Any, num: int, given: dict[str, Any], seed: int) -> Any:
         if unknown := sorted(set(fixed) - known):
             raise DataError(f"generate: given names {unknown}, which are no sites of the model: it has {sorted(known)}")
         fixed = {name: _as_value(value, num, story.dtype) for name, value in fixed.items()}
-        play = Play(it.values, {})
+        play = Bind(it.values, centred=False)
         with play, Draw(fixed):
             story.pair.model(it.data)
         if where is None:
@@ -183,7 +182,9 @@ def decode(fit: Any, rows: Any, given: dict[str, Tensor]) -> Any:
             raise DataError(f"decode: no value of latent '{missing[0]}'")
         if not story.latents:
             raise DataError("the model has no latents, so nothing can be decoded")
-        play = Play(it.values, {name: _as_value(v, num_rows(rows), story.dtype) for name, v in given.items()})
+        play = Bind(
+            {**it.values, **{n: _as_value(v, num_rows(rows), story.dtype) for n, v in given.items()}}, centred=False
+        )
         with play:
             story.pair.model(it.data)
         where = places(it.story, it.values, it.data)

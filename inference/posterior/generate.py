@@ -100,8 +100,8 @@ def simulate(fit: Any, values: Any, params: dict[str, Tensor], given: dict[str, 
         unknown = sorted(set(fixed) - set(known))
         if unknown:
             raise DataError(f"generate: given names {unknown}, which are no sites of the model: it has {sorted(known)}")
-        with Draw(fixed):
-            drawn = sample_sites(poutine.trace(fit.pair.model).get_trace(values))
+    with Bind(params), Draw(fixed):
+        drawn = sample_sites(poutine.trace(fit.pair.model).get_trace(values))
     observed = [name for name, site in known.items() if site["is_observed"]]
     places = {name: known_cells(known[name]["value"]) for name in observed}
     if not isinstance(values, Tensor) or any(cells is None for cells in places.values()):

@@ -10,9 +10,9 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from ..amortized.bounds import draw
-from ..amortized.reader import Play
 from ..data.schema import Dataset
 from ..data.structures import slice_rows
+from ..trace.handlers import Bind
 from .amortized import Opened, laid_out, latents, opened
 
 
@@ -43,7 +43,7 @@ def topics_of(fit: Any) -> Tensor | None:
             return None
         rows = slice_rows(it.data, torch.zeros(size, dtype=torch.long))
         drawn = draw(it.story, it.values, rows, 1, False).guide
-        play = Play(it.values, {n: msg["value"] for n, msg in drawn.items()})
+        play = Bind({**it.values, **{n: msg["value"] for n, msg in drawn.items()}}, centred=False)
         with play, Standing(name, torch.eye(size, dtype=it.story.dtype)):
             it.story.pair.model(rows)
         found: Tensor = play.nodes[it.story.observed[0]]["fn"].logits.double().softmax(-1)

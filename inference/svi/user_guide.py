@@ -8,8 +8,6 @@ from typing import Any, NamedTuple
 
 import pyro.distributions as dist
 import torch
-from pyro import poutine
-from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from ..base.errors import ModelError
@@ -17,40 +15,15 @@ from ..base.unconstrained import Free, Parts, free_param, total, values_of
 from ..data.structures import slice_rows
 from ..families.base import LOG_2PI
 from ..program.program import Program
-from ..trace.handlers import DATA_PLATE, base_of, constraint_of, double, sample_sites
+from ..trace.handlers import DATA_PLATE, Bind, base_of, double, in_data_plate, run, sample_sites
 from ..trace.polynomials import unbroadcast
-from ..trace.provenance import Provenance, plain, provenance, symbol, symbols_of
-from ..trace.structure import Structure
+from ..trace.provenance import Provenance, provenance, symbols_of
+from ..trace.structure import Structure, read_guide
 from .guide import Sampled, has_normal_prior
 from .normal_guides import antithetic
 
 NOTHING = torch.zeros(1, dtype=torch.float64)  # of no latents, for one draw
 DRAWS_OF_CENTER = 1_000  # of a factor without a mean in closed form
-
-
-class BindParams(Messenger):
-    """Give a guide's params values, and note what it declares.
-
-    With ``symbols=True`` params and draws are `Symbol`s, so the arguments of each site tell where they come from.
-    """
-
-    def __init__(self, values: Parts, symbols: bool = False) -> None:
-        super().__init__()
-        self.values, self.symbols = values, symbols
-        self.declared: dict[str, tuple[Tensor, Any]] = {}
-
-    def _pyro_param(self, msg: dict) -> None:
-        if msg["name"] in self.values:
-            msg["value"], msg["done"] = self.values[msg["name"]], True
-
-    def _pyro_post_param(self, msg: dict) -> None:
-        self.declared[msg["name"]] = plain(msg["value"].detach()), constraint_of(msg)
-        if self.symbols:
-            msg["value"] = symbol(msg["value"], msg["name"])
-
-    def _pyro_post_sample(self, msg: dict) -> None:
-        if self.symbols and isinstance(msg["value"], Tensor):
-            msg["value"] = symbol(plain(msg["value"]), msg["name"])
 
 
 class Gathered(NamedTuple):
@@ -121,8 +94,7 @@ class OwnGuide:
 
     def sites(self, free: Parts, data: Any) -> dict[str, Any]:
         """The sites of one run of the guide under these free numbers."""
-        with BindParams(self.values(free)):
-            return sample_sites(poutine.trace(self.guide).get_trace(data))
+        return sample_sites(run(self.guide, data, Bind(self.values(free), centred=False), 0, enumerated=False))
 
     def draw(self, free: Parts, program: Program, rows: Tensor | None, num: int, density: bool = True) -> Sampled:
         if self.normals:
@@ -193,17 +165,16 @@ def own_guide(
         It misses a latent of the model, adds one, samples one in another plate, or has one without reparameterized
         draws.
     """
-    bind = BindParams(start, symbols=True)
-    with bind:
-        sites = sample_sites(poutine.trace(guide).get_trace(data))
+    own = read_guide(guide, data, start)
+    sites = sample_sites(own.trace)
     check_sites(sites, structure)
     free = {
-        name: free_param(constraint, double(value))
-        for name, (value, constraint) in bind.declared.items()
+        name: free_param(param.constraint, double(param.value))
+        for name, param in own.params.items()
         if name not in structure.params
     }
     parts = {f"guide/{name}": torch.zeros(one.shape, dtype=torch.float64) for name, one in free.items()}
-    normals = _normals(sites, structure, {name: value.numel() for name, (value, _) in bind.declared.items()})
+    normals = _normals(sites, structure, {name: param.value.numel() for name, param in own.params.items()})
     return OwnGuide(guide, structure, free, of_model, _exact(sites, structure), normals), parts
 
 
@@ -216,8 +187,7 @@ def check_sites(sites: dict[str, Any], structure: Structure) -> None:
         why = "the engine sums it out exactly" if name in structure.latents else "the model has no such latent"
         raise ModelError(f"guide: it samples '{name}', but {why}: leave the site out")
     for name, site in sites.items():
-        in_rows = any(frame.name == DATA_PLATE for frame in site["cond_indep_stack"])
-        if in_rows != (name in structure.continuous):
+        if in_data_plate(site) != (name in structure.continuous):
             where = "inside" if name in structure.continuous else "outside"
             raise ModelError(f"guide: site '{name}' must be {where} the plate \"{DATA_PLATE}\", as in the model")
         if not site["fn"].has_rsample:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple
@@ -12,7 +13,7 @@ from pyro import poutine
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from pyro.poutine.enum_messenger import EnumMessenger
 from pyro.poutine.messenger import Messenger
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions import constraints
 
 from ..base.errors import DataError, HasNetworks, ModelError, OptionError
@@ -20,15 +21,19 @@ from ..base.rng import forked
 from .provenance import drawn, plain, symbol
 
 DATA_PLATE = "data"
+DIVIDER = "$$$"  # `pyro.module` names the weights of a network "network$$$layer.weight"
 ROOM_FOR_PLATES = 8  # dims kept free for plates while their number is not yet known
 
 
 class Param(NamedTuple):
-    """Something learned as a point: a `pyro.param`, or (MAP) a continuous latent that all rows share."""
+    """Something learned as a point: a `pyro.param`, a weight of a network, or (MAP) a continuous latent that all rows
+    share.
+    """
 
     value: Tensor
     constraint: Any
-    prior: Any  # the latent's site in the trace, None for a pyro.param
+    prior: Any = None  # the latent's site in the trace, None for a pyro.param
+    weight: nn.Parameter | None = None  # where it is a network's
 
 
 class Run(NamedTuple):
@@ -37,53 +42,106 @@ class Run(NamedTuple):
     nodes: dict[str, Any]
 
 
-class Bind(Messenger):
-    """Give params and continuous latents the values of `values`; note what the model declares, and what it does.
+class OtherDtype(Exception):
+    """The networks are of another dtype than the run."""
 
-    With ``symbols=True`` every bound value is a `Symbol`, so the arguments of each site tell where they come from.
+
+class Bind(Messenger):
+    """Give params, weights and latents the values of `values`; keep what the program declares, and what it does at each
+    of its sample statements.
+
+    Parameters
+    ----------
+    values : dict
+        By name. What has none there is as the program declares it, and a latent is drawn.
+    symbols : bool
+        Whether every param and latent is a `Symbol`, so that the arguments of each site tell where they come from.
+    centred : bool
+        Whether a continuous latent that all rows share is something learned: without a value, at its prior's centre.
+    networks : dict, optional
+        Networks that the program runs are kept here, by name, and are met as they would be in use, so that reading
+        leaves no trace in what they count of what passes. Without it, a network without values is refused.
     """
 
-    def __init__(self, values: Mapping[str, Tensor], symbols: bool = False) -> None:
+    def __init__(
+        self,
+        values: Mapping[str, Tensor],
+        symbols: bool = False,
+        centred: bool = True,
+        networks: dict[str, nn.Module] | None = None,
+    ) -> None:
         super().__init__()
-        self.values, self.symbols = values, symbols
+        self.values, self.symbols, self.centred, self.networks = values, symbols, centred, networks
         self.declared: dict[str, Param] = {}
-        self.nodes: dict[str, Any] | None = None  # a dict while `run` asks for them
+        self.modes: dict[nn.Module, bool] = {}  # of the networks, before they were met
+        self.nodes: dict[str, Any] = {}
 
-    def _pyro_param(self, msg: dict) -> None:
+    def __enter__(self) -> Bind:
+        self.nodes = {}
+        super().__enter__()
+        return self
+
+    def _pyro_param(self, msg: Any) -> None:
         if msg["name"] in self.values:
             msg["value"], msg["done"] = self.values[msg["name"]], True
-        elif DIVIDER in msg["name"]:
+        elif DIVIDER in msg["name"] and self.networks is None:
             raise HasNetworks(msg["name"].partition(DIVIDER)[0])
 
-    def _pyro_post_param(self, msg: dict) -> None:
-        if self.nodes is not None:
-            self.nodes[msg["name"]] = msg.copy()
-        self._declare(msg, constraint_of(msg), None)
+    def _pyro_post_param(self, msg: Any) -> None:
+        value, weight = plain(msg["value"]), None
+        if self.networks is not None and DIVIDER in msg["name"]:
+            weight = self._met(msg["name"], self.networks)
+            value = weight.detach().clone()
+        self._declare(msg, Param(value, constraint_of(msg), None, weight))
 
-    def _pyro_sample(self, msg: dict) -> None:
-        value = self.values.get(msg["name"])
-        if not is_shared_latent(msg):
-            if value is not None and not msg["is_observed"]:  # a continuous latent of each row, held at a draw
-                msg["value"], msg["is_observed"], msg["done"] = value, True, True
+    def _met(self, name: str, networks: dict[str, nn.Module]) -> nn.Parameter:
+        """A weight, and its network at rest."""
+        (network, _, place), module = name.partition(DIVIDER), _calling_module()
+        self.modes.setdefault(module, module.training)
+        networks[network] = module.eval()
+        weight = dict(module.named_parameters())[place]
+        if weight.dtype != torch.get_default_dtype():
+            raise OtherDtype(weight.dtype)
+        return weight
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["is_observed"]:
             return
-        msg["value"] = prior_center(msg["fn"]) if value is None else value
-        msg["done"] = True
+        value = self.values.get(msg["name"])
+        if value is None and self.centred and is_shared_latent(msg):
+            value = prior_center(msg["fn"])
+        if value is not None:
+            msg["value"], msg["done"] = value, True
 
-    def _pyro_post_sample(self, msg: dict) -> None:
-        if self.nodes is not None:
-            if msg["name"] in self.nodes:
-                raise ModelError(f"two statements of the model are named '{msg['name']}': give each a name of its own")
-            self.nodes[msg["name"]] = msg.copy()
-        if is_shared_latent(msg):
-            self._declare(msg, msg["fn"].support, msg)
-        elif self.symbols and not msg["is_observed"] and not is_bookkeeping(msg) and not msg["fn"].support.is_discrete:
-            msg["value"] = drawn(msg["value"], msg["name"])
+    def _pyro_post_sample(self, msg: Any) -> None:
+        name = msg["name"]
+        if name in self.nodes:
+            raise ModelError(f"two statements of the model are named '{name}': give each a name of its own")
+        self.nodes[name] = msg.copy()
+        if msg["is_observed"] or is_bookkeeping(msg):
+            return
+        if self.centred and is_shared_latent(msg):
+            self._declare(msg, Param(plain(msg["value"]), msg["fn"].support, msg))
+        elif self.symbols and not self.centred:
+            msg["value"] = symbol(plain(msg["value"]), name)
+        elif self.symbols and name not in self.values and not msg["fn"].support.is_discrete:
+            msg["value"] = drawn(msg["value"], name)
 
-    def _declare(self, msg: dict, constraint: Any, prior: Any) -> None:
-        value = msg["value"]
-        self.declared[msg["name"]] = Param(plain(value), constraint, prior)
+    def _declare(self, msg: Any, param: Param) -> None:
+        self.declared[msg["name"]] = param
         if self.symbols:
-            msg["value"] = symbol(value, msg["name"])
+            msg["value"] = symbol(msg["value"], msg["name"])
+
+
+def _calling_module() -> nn.Module:
+    """The network of the `pyro.module` statement that is being run: its weights come as params, one by one."""
+    frame = sys._getframe()
+    while frame.f_back is not None:
+        frame = frame.f_back
+        if frame.f_code is pyro.module.__code__:
+            found: nn.Module = frame.f_locals["nn_module"]
+            return found
+    raise ModelError(f"a param is named with '{DIVIDER}', which is kept for networks: use pyro.module, or another name")
 
 
 class Enumerate(EnumMessenger):
@@ -132,9 +190,14 @@ def is_shared_latent(msg: dict) -> bool:
         not msg["is_observed"]
         and isinstance(msg["fn"], TorchDistributionMixin)
         and not msg["fn"].support.is_discrete
-        and not any(frame.name == DATA_PLATE for frame in msg["cond_indep_stack"])
+        and not in_data_plate(msg)
         and not is_bookkeeping(msg)
     )
+
+
+def in_data_plate(msg: Any) -> bool:
+    """Whether a site belongs to each row."""
+    return any(frame.name == DATA_PLATE for frame in msg["cond_indep_stack"])
 
 
 def is_bookkeeping(msg: Any) -> bool:
@@ -175,16 +238,12 @@ def engine_state(seed: int | None = None, device: Any = "cpu", dtype: torch.dtyp
 
 def run(model: Any, data: Any, bind: Bind, nesting: int, enumerated: bool = True) -> Run:
     """One run of the model with every discrete latent enumerated to the left of `nesting` plate dims."""
-    nodes: dict[str, Any] = {}
-    bind.nodes = nodes
     try:
         with bind, Enumerate(first_available_dim=-1 - nesting) if enumerated else nullcontext():
             model(data)
-        return Run(nodes)
+        return Run(bind.nodes)
     except (DataError, ModelError, OptionError) as error:
         raise (error.__cause__ or error) from None  # in its own words, without the shapes that Pyro adds
-    finally:
-        bind.nodes = None
 
 
 def sample_sites(trace: Any) -> dict[str, Any]:
@@ -196,6 +255,3 @@ def double(value: Tensor) -> Tensor:
     """Floating values as float64, others as they are."""
     value = plain(value.detach())
     return value.double() if value.is_floating_point() else value
-
-
-DIVIDER = "$$$"  # `pyro.module` names the weights of a network "network$$$layer.weight"

@@ -7,13 +7,13 @@ rows.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..base.errors import ModelError
-from .handlers import DATA_PLATE, ROOM_FOR_PLATES, Bind, Param, double, run, sample_sites
+from .handlers import DATA_PLATE, ROOM_FOR_PLATES, Bind, Param, Run, double, run, sample_sites
 from .shapes import check_shapes, plate_mismatch
 
 
@@ -27,7 +27,7 @@ class Latent(NamedTuple):
 
 @dataclass(frozen=True)
 class Structure:
-    """What one run of the model says about it."""
+    """What one run of a program, a model or a guide, says about it."""
 
     params: dict[str, Param]
     latents: dict[str, Latent]
@@ -38,6 +38,7 @@ class Structure:
     data_plate: str
     num_rows: int
     trace: Any
+    networks: dict[str, nn.Module] = field(default_factory=dict)
 
     @property
     def data_dim(self) -> int:
@@ -49,7 +50,7 @@ class Structure:
 
 
 def read(model: Any, data: Any, values: Mapping[str, Tensor] | None = None) -> Structure:
-    """Read the structure of a model on its data.
+    """Read the structure of a model on its data, for inference that sums its discrete latents out.
 
     Parameters
     ----------
@@ -75,11 +76,20 @@ def read(model: Any, data: Any, values: Mapping[str, Tensor] | None = None) -> S
     check_shapes(sites, ROOM_FOR_PLATES, DATA_PLATE)
     nesting = max((-frame.dim for site in sites.values() for frame in site["cond_indep_stack"]), default=0)
     bind = Bind({**{name: double(param.value) for name, param in first.declared.items()}, **values}, symbols=True)
-    trace = run(model, data, bind, nesting)
-    sites = sample_sites(trace)
+    return structure_of(run(model, data, bind, nesting), bind)
 
+
+def read_guide(guide: Any, data: Any, values: Mapping[str, Tensor]) -> Structure:
+    """Read the structure of a guide: its params and draws are marked, so that each site tells where it comes from."""
+    bind = Bind(values, symbols=True, centred=False)
+    return structure_of(run(guide, data, bind, 0, enumerated=False), bind, of_guide=True)
+
+
+def structure_of(trace: Run, bind: Bind, of_guide: bool = False) -> Structure:
+    """Sort what a run met: which sites are latents, and which are observed, in which plates."""
+    sites = sample_sites(trace)
     plates = {f.name: (f.dim, int(f.size)) for site in sites.values() for f in site["cond_indep_stack"]}
-    if DATA_PLATE not in plates:
+    if DATA_PLATE not in plates and not of_guide:
         known = f"its plates are {sorted(plates)}" if plates else "it has no plate"
         raise ModelError(
             f'the model has no plate named "{DATA_PLATE}" ({known}): put the rows in pyro.plate("{DATA_PLATE}", '
@@ -90,31 +100,31 @@ def read(model: Any, data: Any, values: Mapping[str, Tensor] | None = None) -> S
     observed: list[str] = []
     outside: list[str] = []
     for name, site in sites.items():
-        frames = tuple(f.name for f in site["cond_indep_stack"])
+        frames, fn = tuple(f.name for f in site["cond_indep_stack"]), site["fn"]
         if site["is_observed"]:
             (observed if DATA_PLATE in frames else outside).append(name)
         elif name in bind.declared:
             continue
-        elif "_enumerate_dim" in site["infer"]:
-            _require_plate(name, frames)
-            size = site["fn"].enumerate_support(expand=False).shape[0]
-            latents[name] = Latent(size, site["infer"]["_enumerate_dim"], frames)
-        elif site["fn"].has_enumerate_support:
+        elif not fn.support.is_discrete:
+            continuous.append(name)
+        elif of_guide or site["infer"].get("enumerate") == "parallel":
+            if not of_guide:
+                _require_plate(name, frames)
+            size = len(fn.enumerate_support(expand=False)) if fn.has_enumerate_support else 0
+            latents[name] = Latent(size, site["infer"].get("_enumerate_dim", 0), frames)
+        elif fn.has_enumerate_support:
             raise ModelError(
                 f"site '{name}' is a discrete latent that is not marked for enumeration: "
                 f'write pyro.sample("{name}", ..., infer={{"enumerate": "parallel"}})'
             )
-        elif site["fn"].support.is_discrete:
+        else:
             raise ModelError(
-                f"site '{name}' is a discrete latent of {type(site['fn']).__name__}, whose values have no "
+                f"site '{name}' is a discrete latent of {type(fn).__name__}, whose values have no "
                 f"finite list to sum over: "
                 f"use a distribution with finite support, such as Categorical"
             )
-        else:
-            continuous.append(name)
-    if not observed:
+    if not observed and not of_guide:
         raise ModelError(f'the model observes nothing inside the plate "{DATA_PLATE}": give at least one site obs=data')
-    num_rows = plates[DATA_PLATE][1]
     return Structure(
         bind.declared,
         latents,
@@ -123,8 +133,9 @@ def read(model: Any, data: Any, values: Mapping[str, Tensor] | None = None) -> S
         tuple(outside),
         plates,
         DATA_PLATE,
-        num_rows,
+        plates[DATA_PLATE][1] if DATA_PLATE in plates else 0,
         trace,
+        bind.networks or {},
     )
 
 

@@ -154,7 +154,7 @@ def read_allocation(model: Any, values: Any, structure: Structure, schema: Schem
             f"cavi: the prior of latent '{row}' depends on {'the row' if by_row else 'other latents or params'}, and "
             f"no closed form is derived for that: give it numbers, or {WAY_OUT}"
         )
-    for name in (row, site, shared):
+    for name in (row, site, *((shared,) if shared in node else ())):  # a param is no site
         _check_plain(name, node[name])
     ask = _Ask(model, structure, site, row, shared, poisson)
     transposed, factors = _factors(ask, sample, site, row, shared)
@@ -334,8 +334,7 @@ def _no(site: str, why: str, row: str) -> ModelError:
 
 
 def _check_plain(name: str, node: Any) -> None:
-    scaled = node["type"] == "sample" and not (isinstance(node["scale"], float) and node["scale"] == 1.0)
-    if scaled or (node["type"] == "sample" and node["mask"] is not None):
+    if not (isinstance(node["scale"], float) and node["scale"] == 1.0) or node["mask"] is not None:
         raise ModelError(f"cavi: site '{name}' is scaled or masked, which has no conjugate form: {WAY_OUT}")
 
 
