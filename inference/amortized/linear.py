@@ -1,6 +1,6 @@
 """Models whose rows are normal given a normal latent that enters in a line: log p(x) has a closed form.
 
-What a model is, is found by probing its mean at values of the latent; no model is known by name.
+What a model is, is found by asking its mean (`trace.linear`); no model is known by name.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from torch import Tensor
 
 from ..data.structures import num_rows, slice_rows
 from ..trace.handlers import Bind, base_of
-from .bounds import repeated, values_from
+from ..trace.linear import linear_in
+from .bounds import values_from
 from .reader import Story, free_value
 
-PROBES = (0.1, 1.0, 1.0, 10.0, 10.0, 100.0)  # lengths of latents where the mean must lie on the line
-EXACT = 1e-4  # how far from it rounding may take it, relative
-TOGETHER = 40_000  # rows of the model, repeated ones too, that are run together
+REACH = (0.1, 1.0, 10.0, 100.0)  # sizes of latents where the mean must lie on the line
+TOGETHER = 40_000  # rows of the model, times the directions in which it is asked, that are run together
 CLIMBS, GAIN = 2000, 1e-9  # steps of L-BFGS at most, and the gain, of a mean over rows, below which it is at rest
 
 
@@ -58,44 +58,48 @@ def line_of(story: Story, values: dict[str, Tensor], rows: Any) -> Line | None:
     if prior.event_dim != 1 or not isinstance(base_of(prior), dist.Normal | dist.MultivariateNormal):
         return None
     size, K = num_rows(rows), prior.event_shape[0]
-    draws = torch.randn(len(PROBES), K, generator=torch.Generator().manual_seed(0)).to(story.dtype)
-    far = draws / draws.norm(dim=-1, keepdim=True) * torch.tensor(PROBES).to(draws).unsqueeze(-1)
-    points = torch.cat([torch.zeros(1, K), torch.eye(K), far.to(torch.get_default_dtype())])  # (P, K)
-    play = Bind({**values, name: points.repeat_interleave(size, 0)}, centred=False)
-    with play:
-        story.pair.model(repeated(rows, len(points)))
-    found = [_cells(play.nodes[site], len(points), size) for site in story.observed]
-    if any(one is None for one in found):
+    met: dict[str, Any] = {}
+
+    def cells(given: dict[str, Tensor]) -> Tensor:
+        """Means and standard deviations (B, 2C)."""
+        play = Bind({**values, name: given[name].expand(size, K)}, centred=False)
+        with play:
+            story.pair.model(rows)
+        met.update({site: _cells(play.nodes[site], size) for site in story.observed}, prior=play.nodes[name]["fn"])
+        if any(met[site] is None for site in story.observed):
+            return torch.full((size, 0), torch.nan)
+        _, mean, scale = (torch.cat(parts, -1) for parts in zip(*(met[s] for s in story.observed), strict=True))
+        return torch.cat([mean, scale], -1)
+
+    found = linear_in(cells, {name: torch.zeros(K, dtype=story.dtype)}, (name,), REACH)
+    C = found.base.shape[1] // 2
+    if C == 0 or not found.exact or bool(found.jacobian[:, C:].any()):
         return None
-    value, mean, scale = (torch.cat(parts, -1) for parts in zip(*found, strict=True))
-    origin, load = mean[0], (mean[1 : K + 1] - mean[0]).movedim(0, -1)  # (B, C), (B, C, K)
-    line = origin + torch.einsum("pk,bck->pbc", points, load)
-    room = EXACT * (origin.abs() + load.abs().sum(-1) * points.norm(dim=-1)[:, None, None])
-    if bool(((mean - line).abs() > room + 1e-30).any()) or bool((scale != scale[0]).any()):
-        return None
-    base, times = base_of(play.nodes[name]["fn"]), len(points) * size
-    center = base.loc.expand(times, K)[:size].unsqueeze(-1)
+    value = torch.cat([met[site][0] for site in story.observed], -1)
+    origin, load, scale = found.base[:, :C], found.jacobian[:, :C], found.base[:, C:]
+    base = base_of(met["prior"])
+    center = base.loc.expand(size, K).unsqueeze(-1)
     if isinstance(base, dist.MultivariateNormal):
-        spread = base.scale_tril.expand(times, K, K)[:size]
+        spread = base.scale_tril.expand(size, K, K)
     else:
-        spread = torch.diag_embed(base.scale.expand(times, K)[:size])
-    return Line(value[0], origin + (load @ center).squeeze(-1), load @ spread, scale[0])
+        spread = torch.diag_embed(base.scale.expand(size, K))
+    return Line(value, origin + (load @ center).squeeze(-1), load @ spread, scale)
 
 
-def _cells(msg: Any, times: int, size: int) -> tuple[Tensor, Tensor, Tensor] | None:
-    """Values, means and standard deviations (times, B, C) of a normal site; None where it is another."""
+def _cells(msg: Any, size: int) -> tuple[Tensor, Tensor, Tensor] | None:
+    """Values, means and standard deviations (B, C) of a normal site; None where it is another."""
     fn, value = msg["fn"], msg["value"]
     base = base_of(fn)
     if type(base) is not dist.Normal or fn.event_dim > 1 or msg["mask"] is not None:
         return None
-    shape = value.shape if value.dim() else (times * size,)
-    value, loc, scale = (part.expand(shape).reshape(times, size, -1) for part in (value, base.loc, base.scale))
+    shape = value.shape if value.dim() else (size,)
+    value, loc, scale = (part.expand(shape).reshape(size, -1) for part in (value, base.loc, base.scale))
     return value, loc, scale
 
 
 def exact(story: Story, values: dict[str, Tensor], data: Any) -> Tensor | None:
     """log p(x_n), (N,), of a model that is such a line; None where it is none."""
-    each = max(1, TOGETHER // (1 + len(PROBES) + sum(fn.event_shape.numel() for fn in story.latents.values())))
+    each = max(1, TOGETHER // (1 + sum(fn.event_shape.numel() for fn in story.latents.values())))
     parts = []
     for index in torch.arange(num_rows(data)).split(each):
         line = line_of(story, values, slice_rows(data, index))

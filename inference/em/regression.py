@@ -1,6 +1,6 @@
 r"""Regressions: params in which the natural parameter of a site is affine, such as the slopes of ``x @ beta``.
 
-The design is read from the model once, at unit vectors of the params, so that no run of the model is needed after. The
+The design is read from the model once (`trace.linear`), so that no run of the model is needed after. The
 expected complete log density is then concave in the params, and Newton's method (iteratively reweighted least squares;
 McCullagh and Nelder 1989, 2.5) finds its maximum: in one step where the site is normal, in a few elsewhere.
 """
@@ -23,9 +23,10 @@ from ..families.discrete import BernoulliFamily, CategoricalFamily, PoissonFamil
 from ..program.estep import Expectations
 from ..program.program import Program
 from ..program.sites import Params, read_arguments
+from ..trace.linear import linear_in
 from ..trace.provenance import symbols_of
 
-LARGEST = 256  # numbers, each of which costs a run of the model, once
+LARGEST = 256  # numbers
 CELLS = 1 << 24  # of a design
 NEWTON_STEPS = 20
 HALVINGS = 12
@@ -105,32 +106,23 @@ def _is_free(program: Program, site: str, name: str, climbed: Mapping[str, str])
 
 
 def _read_design(program: Program, site: str, names: tuple[str, ...]) -> Affine | None:
-    values = {name: param.value.detach().unsqueeze(0) for name, param in program.structure.params.items()}
-    sizes = [values[name].numel() for name in names]
-    if sum(sizes) > LARGEST:
-        return None
-
-    def at(coefficients: Tensor) -> Tensor:
-        parts = coefficients.split(sizes)
-        given = {n: part.reshape(values[n].shape) for n, part in zip(names, parts, strict=True)}
-        return natural_parameter(program.trace(values | given), program, site)
-
+    values = {name: param.value.detach() for name, param in program.structure.params.items()}
+    cells = sum(values[name].numel() for name in names)
     with torch.no_grad():
-        base = at(torch.zeros(sum(sizes)))  # (*batch, C)
-        if base.numel() * sum(sizes) > CELLS or not torch.isfinite(base).all():
+        size = _natural_parameter(program, site, values).numel()
+        if cells > LARGEST or size * cells > CELLS:
             return None
-        design = torch.stack([at(unit) for unit in torch.eye(sum(sizes))], -1) - base.unsqueeze(-1)
-        trial = torch.randn(sum(sizes), generator=torch.Generator().manual_seed(0))
-        met, foretold = at(trial), base + design @ trial
-        if met.shape != base.shape or not torch.allclose(met, foretold, rtol=1e-8, atol=1e-8):
-            return None
-    flat = (-1, base.shape[-1])
-    return Affine(site, names, tuple(base.shape[:-1]), base.reshape(flat), design.reshape(*flat, sum(sizes)))
+        found = linear_in(lambda given: _natural_parameter(program, site, given), values, names)
+    if not found.exact:
+        return None
+    flat = (-1, found.base.shape[-1])
+    batch = tuple(found.base.shape[:-1])
+    return Affine(site, names, batch, found.base.reshape(flat), found.jacobian.reshape(*flat, cells))
 
 
-def natural_parameter(trace: Any, program: Program, site: str) -> Tensor:
+def _natural_parameter(program: Program, site: str, values: dict[str, Tensor]) -> Tensor:
     """(*batch, C), of a normal its location (the precision weighs the rows instead)."""
-    kind, args = _arguments(trace, program, site)
+    kind, args = _arguments(program.run(values), program, site)
     return args["loc"].unsqueeze(-1) if type(kind) is NormalFamily else kind.natural(args)[0]
 
 
