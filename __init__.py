@@ -1,20 +1,47 @@
-"""latentzoo: a zoo of latent variable models on Pyro. One model/guide pair, every inference that fits it."""
+"""latentzoo: a zoo of latent variable models on Pyro. One model/guide pair, every inference that fits it.
 
-from importlib.metadata import PackageNotFoundError, version
+Each name is imported when it is first used: what the command line is asked is answered before torch, which takes
+seconds.
+"""
+
+from typing import TYPE_CHECKING, Any
 
 # absolute imports: pytest runs this file a second time under the folder's name, and must not load the library twice
-from latentzoo import models, zoo
-from latentzoo.inference.data.idx import read_idx
-from latentzoo.inference.drivers.cavi import cavi
-from latentzoo.inference.drivers.em import em
-from latentzoo.inference.drivers.svi import svi
-from latentzoo.inference.fit import Fit
-from latentzoo.inference.pair import Pair
-from latentzoo.models.registry import register
+from latentzoo.inference.base.lazy import lazily
 
-try:
-    __version__ = version("latentzoo")
-except PackageNotFoundError:  # run from a checkout that was never installed
-    __version__ = "0.0.0"
+if TYPE_CHECKING:
+    from latentzoo import models, zoo
+    from latentzoo.inference.data.idx import read_idx
+    from latentzoo.inference.drivers.cavi import cavi
+    from latentzoo.inference.drivers.em import em
+    from latentzoo.inference.drivers.svi import svi
+    from latentzoo.inference.fit import Fit
+    from latentzoo.inference.pair import Pair
+    from latentzoo.models.registry import register
+
+_MODULES = {
+    "Fit": "inference.fit",
+    "Pair": "inference.pair",
+    "cavi": "inference.drivers.cavi",
+    "em": "inference.drivers.em",
+    "models": None,
+    "read_idx": "inference.data.idx",
+    "register": "models.registry",
+    "svi": "inference.drivers.svi",
+    "zoo": None,
+}
+_get, __dir__ = lazily("latentzoo", _MODULES)
+
+
+def __getattr__(name: str) -> Any:
+    if name != "__version__":
+        return _get(name)
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("latentzoo")
+    except PackageNotFoundError:  # run from a checkout that was never installed
+        return "0.0.0"
+
 
 __all__ = ["Fit", "Pair", "__version__", "cavi", "em", "models", "read_idx", "register", "svi", "zoo"]

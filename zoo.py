@@ -8,7 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .inference.base.errors import OptionError, RunError
+from .cards import card, check_inference, list_models
+from .inference.base.errors import OptionError, RegistryError, RunError
 from .inference.base.run_folder import read_run
 from .inference.data.adapt import adapt
 from .inference.drivers.auto import pick
@@ -18,28 +19,10 @@ from .inference.drivers.svi import svi
 from .inference.fit import Fit
 from .inference.io.saving import restored
 from .inference.pair import Pair, on_table
-from .models.registry import ENTRIES, Card, RegistryError, entry, register
+from .models.registry import ENTRIES, entry, register
 
 Driver = Callable[..., Fit]
 DRIVERS: dict[str, Driver] = {"em": em, "cavi": cavi, "svi": svi}
-
-
-def list_models(family: str | None = None, inference: str | None = None) -> list[str]:
-    """Names of the models, sorted; of one family, or those that one inference fits."""
-    cards = [found.card for found in ENTRIES.values()]
-    families = sorted({c.family for c in cards})
-    if family is not None and family not in families:
-        raise OptionError(f"family: met {family!r}, expected one of {', '.join(families)}")
-    if inference is not None:
-        _require(inference, list(DRIVERS))
-    return sorted(
-        c.name for c in cards if family in (None, c.family) and (inference is None or inference in c.inference)
-    )
-
-
-def card(name: str) -> Card:
-    """What a model is: its story, data, inference, references and published checks. ``print`` it."""
-    return entry(name).card
 
 
 def create(name: str, **hyperparameters: Any) -> Pair:
@@ -97,7 +80,7 @@ def resolve(pair: Pair, inference: str, data: Any = None) -> tuple[str, str]:
     if inference == "auto":
         known = ENTRIES.get(pair.origin.name) if pair.origin else None
         return pick(pair, data, known.card.inference if known else ())
-    _require(inference, ["auto", *DRIVERS])
+    check_inference(inference, ["auto", *DRIVERS])
     return inference, ""
 
 
@@ -162,11 +145,6 @@ def load(folder: str | Path, pair: Pair | None = None) -> Fit:
         pair = create(origin["name"], **origin["hyperparameters"])
     found = restored(arrays, record)
     return Fit(pair=on_table(pair, found["schema"]), **found)
-
-
-def _require(inference: str, known: Sequence[str]) -> None:
-    if inference not in known:
-        raise OptionError(f"inference: met {inference!r}, expected one of {', '.join(known)}")
 
 
 def _check_options(driver: str, options: Mapping[str, Any], pair: Pair) -> None:

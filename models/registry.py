@@ -8,66 +8,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from ..cards import Card, defaults_of, unknown
+from ..inference.base.errors import RegistryError
 from ..inference.pair import Origin, Pair
 
 Factory = Callable[..., Pair]
-
-
-class RegistryError(ValueError):
-    """A name that is taken, unknown, or a hyper-parameter that the factory does not have."""
-
-
-@dataclass(frozen=True)
-class Card:
-    """What a person should know of a model before using it.
-
-    Attributes
-    ----------
-    name, family : str
-    summary : str
-        One line.
-    story : str
-        The factory's docstring: the generative process, shapes, reference.
-    data : str
-        What the model takes.
-    inference : tuple of str
-        Drivers that fit it, the first being what "auto" prefers.
-    hyperparameters : dict
-        Name -> default, as shown to people ("required" where there is none).
-    references : tuple of str
-    checks : tuple of str
-        Published numbers that the tests reproduce with it.
-    example : str
-        A bundled data set to try it on.
-    size : str
-        The hyper-parameter that counts labels, which ``compare`` varies.
-    """
-
-    name: str
-    family: str
-    summary: str
-    story: str
-    data: str
-    inference: tuple[str, ...]
-    hyperparameters: dict[str, Any]
-    references: tuple[str, ...]
-    checks: tuple[str, ...]
-    example: str
-    size: str = ""
-
-    def __str__(self) -> str:
-        options = "\n".join(f"  {name} = {value!r}" for name, value in self.hyperparameters.items())
-        parts = [
-            f"{self.name} ({self.family}): {self.summary}",
-            inspect.cleandoc(self.story),
-            f"Data: {self.data}\nTry it: latentzoo fit {self.name} {self.example}",
-            f"Hyper-parameters:\n{options}",
-            f"Inference: {', '.join(self.inference)}",
-        ]
-        for title, lines in (("References", self.references), ("Published numbers it meets", self.checks)):
-            if lines:
-                parts.append(f"{title}:\n" + "\n".join(f"  {line}" for line in lines))
-        return "\n\n".join(parts)
 
 
 @dataclass(frozen=True)
@@ -87,11 +32,11 @@ def register(
     family: str,
     summary: str,
     data: str,
-    inference: tuple[str, ...] = ("em", "svi"),
-    references: tuple[str, ...] = (),
-    checks: tuple[str, ...] = (),
-    example: str = "iris",
-    size: str = "",
+    inference: tuple[str, ...] = Card.inference,
+    references: tuple[str, ...] = Card.references,
+    checks: tuple[str, ...] = Card.checks,
+    example: str = Card.example,
+    size: str = Card.size,
     examples: tuple[dict[str, Any], ...] = ({},),
 ) -> Callable[[Factory], Factory]:
     """Enter a factory in the zoo under its function's name.
@@ -113,7 +58,6 @@ def register(
                 f"register: '{name}' is taken by {taken.__module__}:{taken.__qualname__}; choose another name"
             )
         signature = inspect.signature(factory)
-        defaults = {p.name: "required" if p.default is p.empty else p.default for p in signature.parameters.values()}
 
         @functools.wraps(factory)
         def create(*args: Any, **kwargs: Any) -> Pair:
@@ -123,8 +67,8 @@ def register(
             origin = Origin(name, f"{factory.__module__}:{factory.__qualname__}", given)
             return replace(factory(*args, **kwargs), origin=origin)
 
-        story = factory.__doc__ or ""
-        card = Card(name, family, summary, story, data, inference, defaults, references, checks, example, size)
+        story, defaults = factory.__doc__ or "", defaults_of(signature)
+        card = Card(name, family, summary, story, data, defaults, inference, references, checks, example, size)
         ENTRIES[name] = Entry(create, card, examples)
         return create
 
@@ -134,9 +78,5 @@ def register(
 def entry(name: str) -> Entry:
     """The entry of a name, with near names in the error where there is none."""
     if name not in ENTRIES:
-        import difflib
-
-        near = difflib.get_close_matches(name, ENTRIES, n=3)
-        hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"the zoo has {', '.join(sorted(ENTRIES))}"
-        raise RegistryError(f"no model named '{name}': {hint}")
+        raise unknown(name, ENTRIES)
     return ENTRIES[name]

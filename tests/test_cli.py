@@ -18,12 +18,16 @@ import pyro.distributions as dist
 import pytest
 import torch
 
-from latentzoo import Pair, __version__, zoo
+from latentzoo import Pair, __version__, cards, zoo
 from latentzoo import __main__ as command_line
+from latentzoo.cards import kinds_of
+from latentzoo.cli import arguments
+from latentzoo.cli.terminal import text_table
+from latentzoo.cli.typed import shown, value, values
 from latentzoo.inference.base.errors import FitError, OptionError
-from latentzoo.inference.io.report import latent_columns, text_table
+from latentzoo.inference.io.report import latent_columns
+from latentzoo.inference.posterior.anomaly import BY
 from latentzoo.models import registry
-from latentzoo.models.options import kinds_of, shown, value, values
 from latentzoo.models.registry import register
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -446,16 +450,60 @@ def test_process_fits_and_draws(tmp_path: Path) -> None:
         assert drawing.wait() == 0
 
 
-def test_a_fit_imports_no_more_than_it_needs(tmp_path: Path) -> None:
-    """What draws and exports takes seconds to import, and comes only where something is drawn or exported."""
-    program = (
-        "import sys\nfrom latentzoo.__main__ import main\n"
-        "slow = {'pandas', 'sklearn', 'matplotlib', 'arviz', 'scipy.optimize', 'scipy.sparse.csgraph'}\n"
-        "assert main(['list']) == 0 and not slow & sys.modules.keys()\n"
-        "assert main(['fit', 'gaussian_mixture', 'iris']) == 0 and not {'matplotlib', 'arviz'} & sys.modules.keys()\n"
-    )
-    ran = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True)
+HEAVY = ("torch", "pyro", "numpy", "scipy", "pandas", "sklearn", "matplotlib", "arviz")
+
+
+def imported(program: str, folder: Path) -> set[str]:
+    """The heavy packages that a program of its own has imported when it ends."""
+    tail = f"\nimport sys\nprint('IMPORTED', *(set({HEAVY!r}) & sys.modules.keys()))"
+    ran = subprocess.run([sys.executable, "-c", program + tail], cwd=folder, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
+    return set(ran.stdout.splitlines()[-1].split()[1:])
+
+
+@pytest.mark.parametrize(
+    ("line", "code"),
+    [
+        ("--help", 0),
+        ("--version", 0),
+        ("fit --help", 0),
+        ("list", 0),
+        ("show vae", 0),
+        ("", 2),
+        ("fti gaussian_mixture iris", 2),
+        ("show gausian_mixture", 2),
+        ("list --family trees", 2),
+        ("fit gausian_mixture iris", 2),
+        ("fit gaussian_mixture iris --num-classes 3", 2),
+        ("fit gaussian_mixture iris --num-components three", 2),
+        ("fit gaussian_mixture iris --inference magic", 2),
+        ("fit gaussian_mixture iris --restarts many", 2),
+        ("compare gaussian_mixture iris --num-components 6:1", 2),
+    ],
+)
+def test_what_needs_no_model_is_answered_before_torch_is_imported(line: str, code: int, tmp_path: Path) -> None:
+    program = f"from latentzoo.__main__ import main\nassert main({shlex.split(line)!r}) == {code}"
+    assert imported(program, tmp_path) == set()
+
+
+def test_a_fit_imports_no_more_than_it_needs(tmp_path: Path) -> None:
+    """What seeds, draws and exports takes seconds to import, and comes only where something is drawn or exported."""
+    program = "from latentzoo.__main__ import main\nassert main(['fit', 'gaussian_mixture', 'iris']) == 0"
+    assert not {"sklearn", "matplotlib", "arviz"} & imported(program, tmp_path)
+    assert "pandas" not in imported("from latentzoo import zoo", tmp_path)
+
+
+def test_cards_are_the_same_before_and_after_the_models_are_loaded(tmp_path: Path) -> None:
+    program = """
+from latentzoo.cards import cards, kinds_of
+read, kinds = cards(), {name: kinds_of(name) for name in cards()}
+from latentzoo import zoo
+assert read == cards()
+for name in zoo.list_models():
+    for option, kind in kinds_of(name).items():
+        assert kinds[name][option] in (kind, None), (name, option)
+"""
+    assert "torch" in imported(program, tmp_path)
 
 
 # --- words ------------------------------------------------------------------------------------------------------------
@@ -586,7 +634,9 @@ def test_options_of_svi(run: Run, tmp_path: Path) -> None:
 
 def test_every_option_is_one_of_a_driver() -> None:
     known = {name for driver in zoo.DRIVERS for name in zoo.takes(driver)}
-    assert command_line.OPTIONS.keys() <= known
+    assert arguments.OPTIONS.keys() <= known
+    assert tuple(zoo.DRIVERS) == cards.INFERENCES
+    assert arguments.BY == BY
     assert zoo.takes("em")[:3] == ["max_iters", "tol", "restarts"]
 
 

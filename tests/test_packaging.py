@@ -15,12 +15,13 @@ import latentzoo
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+FOLDERS = ("cli", "inference", "models")
 PACKAGES = PROJECT["tool"]["setuptools"]["packages"]
 
 
 def module_files() -> set[Path]:
     """Every .py file of the package, relative to the root."""
-    files = [*ROOT.glob("*.py"), *ROOT.glob("inference/**/*.py"), *ROOT.glob("models/**/*.py")]
+    files = [*ROOT.glob("*.py"), *(file for folder in FOLDERS for file in ROOT.glob(f"{folder}/**/*.py"))]
     return {file.relative_to(ROOT) for file in files}
 
 
@@ -74,7 +75,7 @@ def test_wheel_imports_by_itself(wheel: Path, tmp_path: Path) -> None:
         f"for name in {modules!r}: importlib.import_module(name)\n"
         "ours = [m.__file__ for n, m in sys.modules.items() if n.split('.')[0] == 'latentzoo']\n"
         f"assert ours and all(file.startswith({str(site)!r}) for file in ours), ours\n"
-        "assert not {'models', 'inference', 'zoo'} & sys.modules.keys()\n"
+        "assert not {'cli', 'models', 'inference', 'zoo'} & sys.modules.keys()\n"
     )
     environment = os.environ | {"PYTHONPATH": str(site)}
     ran = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, env=environment, capture_output=True, text=True)

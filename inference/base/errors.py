@@ -73,3 +73,7 @@ class RunError(ValueError):
 
 class DataError(ValueError):
     """Data that cannot be taken: the message names the argument or column, what was met, and the way out."""
+
+
+class RegistryError(ValueError):
+    """A name that is taken, unknown, or a hyper-parameter that the factory does not have."""

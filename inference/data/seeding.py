@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -50,15 +51,41 @@ def kmeans_plusplus(x: Tensor, num_centers: int, generator: torch.Generator) -> 
 
 
 def _seeds(x: Tensor, num_centers: int, generator: torch.Generator) -> Tensor:
-    from sklearn.cluster import kmeans_plusplus as seed_centers
-
     x = x.to(torch.float64)
     center, variance = center_and_variance(x)
     filled = torch.where(x.isnan(), center, x)
     unit = variance.sqrt().clamp_min(1e-300)
     random_state = int(torch.randint(2**31 - 1, (), generator=generator))
-    _, chosen = seed_centers(((filled - center) / unit).cpu().numpy(), num_centers, random_state=random_state)
+    chosen = greedy_seeds(((filled - center) / unit).cpu().numpy(), num_centers, random_state)
     return filled[torch.as_tensor(chosen, device=x.device)]
+
+
+def greedy_seeds(x: np.ndarray, num_centers: int, random_state: int) -> np.ndarray:
+    """Rows (num_centers,) of a table (N, D) to start from: each is the best of a few drawn by their squared distance
+    to the nearest of those before it (Arthur and Vassilvitskii 2007).
+
+    The rows that scikit-learn's `kmeans_plusplus` picks: to import that takes longer than most fits.
+    """
+    random = np.random.RandomState(random_state)
+    tries, ones, norms = 2 + int(np.log(num_centers)), np.ones(len(x)), np.einsum("nd,nd->n", x, x)
+
+    def squared_distances(rows: np.ndarray) -> np.ndarray:
+        """Of some rows (B,) to all, (B, N)."""
+        found = -2 * (x[rows] @ x.T)
+        found += norms[rows, None]
+        found += norms
+        return np.maximum(found, 0, out=found)
+
+    chosen = np.empty(num_centers, dtype=np.int64)
+    chosen[0] = random.choice(len(x), p=ones / len(x))
+    nearest = squared_distances(chosen[:1])[0]  # (N,)
+    for number in range(1, num_centers):
+        drawn = np.searchsorted(np.cumsum(nearest), random.uniform(size=tries) * (nearest @ ones))
+        drawn = drawn.clip(max=len(x) - 1)
+        after = np.minimum(nearest, squared_distances(drawn))  # (tries, N), were each of them taken
+        best = (after @ ones).argmin()
+        chosen[number], nearest = drawn[best], after[best]
+    return chosen
 
 
 def near_mean(counts: Tensor, num: int, generator: torch.Generator, spread: float = 0.1) -> Tensor:

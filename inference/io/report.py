@@ -1,9 +1,9 @@
-"""A fit as files that a person opens: figures, and tables as CSV or as text."""
+"""A fit as files that a person opens: figures, and tables as CSV."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -75,18 +75,3 @@ def write_csv(rows: Any, path: str | Path | None = None) -> None:
     if isinstance(frame.columns, pd.RangeIndex):
         frame.columns = [f"x{number}" for number in frame.columns]
     frame.to_csv(sys.stdout if path is None else path, index=False)
-
-
-def text_table(header: Sequence[str], rows: Sequence[Sequence[Any]], decimals: int = 3) -> str:
-    """Columns of text under their header: words to the left, numbers to the right."""
-    cells = [list(header), *([_text(value, decimals) for value in row] for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    kinds = rows[0] if rows else header
-    form = "  ".join(f"{{:{'<' if isinstance(v, str | bool) else '>'}{w}}}" for v, w in zip(kinds, widths, strict=True))
-    return "\n".join(form.format(*line).rstrip() for line in cells)
-
-
-def _text(value: Any, decimals: int) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return f"{value:.{decimals}f}" if isinstance(value, float) else str(value)

@@ -20,13 +20,14 @@ from sklearn.metrics import roc_auc_score, roc_curve
 
 from latentzoo import __main__ as command_line
 from latentzoo import zoo
+from latentzoo.cards import kinds_of
+from latentzoo.cli.typed import value
 from latentzoo.inference.base.errors import ConvergenceWarning, DataError, OptionError
 from latentzoo.inference.data.columns import BINARY, CATEGORICAL, COUNT, NUMERIC
 from latentzoo.inference.distributions.missing import marginal_log_prob
 from latentzoo.inference.nn.likelihoods import Likelihood, likelihood_of
 from latentzoo.inference.nn.tabular import Columns
 from latentzoo.inference.posterior.anomaly import roc
-from latentzoo.models.options import kinds_of, value
 
 IRIS = load_iris(as_frame=True).data
 IMAGES = load_digits()

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from sklearn.datasets import load_iris
 
 from latentzoo.inference.base.errors import DataError
 from latentzoo.inference.data import structures as arrays
@@ -175,3 +176,7 @@ def test_tensors_need_neither_pandas_nor_scikit_learn() -> None:
         [sys.executable, "-c", program, str(root), str(root / "inference")], capture_output=True, text=True
     )
     assert ran.returncode == 0, ran.stderr
+
+
+def test_iris_is_that_of_scikit_learn() -> None:
+    pd.testing.assert_frame_equal(load_bundled("iris"), load_iris(as_frame=True)["data"], check_exact=True)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import argparse
 import ast
-import inspect
 import types
 import typing
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from ..cards import cards, kinds_of
 from ..inference.base.errors import OptionError
-from .registry import ENTRIES, entry
 
 LARGEST = 1_000_000  # more is a slip of the finger, and would fill the memory before anything could be said
 LONGEST = 1000  # values that a range may stand for
@@ -26,8 +25,8 @@ def flag(name: str) -> str:
 def add_flags(group: Any, form: str) -> None:
     """An option for each hyper-parameter of every model: `given` refuses those that the named one does not have."""
     owners: dict[str, list[str]] = {}
-    for name in sorted(ENTRIES):
-        for option, default in ENTRIES[name].card.hyperparameters.items():
+    for name, card in sorted(cards().items()):
+        for option, default in card.hyperparameters.items():
             owners.setdefault(option, []).append(f"{name} ({shown(default)})")
     for option, models in owners.items():
         # a % would be read as the form of something to fill in
@@ -44,18 +43,6 @@ def given(args: argparse.Namespace) -> list[tuple[str, str, Any]]:
         own = ", ".join(map(flag, kinds)) or "none"
         raise OptionError(f"{args.name} has no option {wrong}: its own are {own} (see latentzoo {args.command} --help)")
     return [(name, text, kinds[name]) for name, text in met.items()]
-
-
-def kinds_of(model: str) -> dict[str, Any]:
-    """The annotation of each hyper-parameter; where there is none, the type of its default."""
-    parameters = inspect.signature(entry(model).factory, eval_str=True).parameters.values()
-    return {p.name: _kind(p) for p in parameters}
-
-
-def _kind(parameter: inspect.Parameter) -> Any:
-    if parameter.annotation not in (parameter.empty, Any):
-        return parameter.annotation
-    return Any if parameter.default in (parameter.empty, None) else type(parameter.default)
 
 
 def shown(default: Any) -> str:

@@ -1,4 +1,4 @@
-"""What a person at a terminal meets: errors and warnings of one line, options, the columns of a file."""
+"""What a person at a terminal meets: errors and warnings of one line, help, tables of text."""
 
 from __future__ import annotations
 
@@ -11,11 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
-import numpy as np
-
-from ..base.errors import ConvergenceWarning, DataError, OptionError
-from ..data.idx import is_idx
-from ..data.tables import read
+from ..inference.base.errors import ConvergenceWarning, OptionError
 
 
 def say(message: str) -> None:
@@ -58,28 +54,6 @@ def check_folder(folder: str | None) -> None:
             raise OptionError(f"--out: cannot write to {str(nearest)!r}, expected a folder open to you")
 
 
-def read_parts(source: str, drop: Sequence[str], weights: str | None) -> tuple[Any, np.ndarray | None]:
-    """The data of a file without the columns `drop` and `weights`; and the latter, (N,)."""
-    data, left_out = read(source), [*drop, *([weights] if weights else [])]
-    if not left_out:
-        return source if is_idx(source) else data, None  # its rows are then read as they are needed
-    if not hasattr(data, "columns"):
-        raise DataError(f"--drop and --weights name columns of a table; {source} is an array, without names")
-    data = data.rename(columns=str)
-    for name in left_out:
-        if name not in data.columns:
-            raise DataError(f"{source} has no column {name!r}: it has {', '.join(data.columns)}")
-    rest = data.drop(columns=left_out)
-    if not len(rest.columns):
-        raise DataError(f"{source} has no columns left: --drop and --weights take all that it has")
-    if not weights:
-        return rest, None
-    try:
-        return rest, data[weights].to_numpy(dtype=float)
-    except (TypeError, ValueError) as error:
-        raise DataError(f"--weights: column {weights!r} holds text, expected numbers") from error
-
-
 def read_given(words: Sequence[str]) -> dict[str, float | str]:
     """NAME=VALUE as a dict; what reads as a number is one."""
     found: dict[str, float | str] = {}
@@ -92,3 +66,18 @@ def read_given(words: Sequence[str]) -> dict[str, float | str]:
         except ValueError:
             found[name] = text
     return found
+
+
+def text_table(header: Sequence[str], rows: Sequence[Sequence[Any]], decimals: int = 3) -> str:
+    """Columns of text under their header: words to the left, numbers to the right."""
+    cells = [list(header), *([_text(value, decimals) for value in row] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    kinds = rows[0] if rows else header
+    form = "  ".join(f"{{:{'<' if isinstance(v, str | bool) else '>'}{w}}}" for v, w in zip(kinds, widths, strict=True))
+    return "\n".join(form.format(*line).rstrip() for line in cells)
+
+
+def _text(value: Any, decimals: int) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:.{decimals}f}" if isinstance(value, float) else str(value)

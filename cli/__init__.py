@@ -1,0 +1,3 @@
+"""The command line: its words (`arguments`, `typed`), what it prints (`terminal`), and the commands (`listing`, without
+torch; `commands`).
+"""
