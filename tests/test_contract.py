@@ -143,12 +143,14 @@ def test_the_model_can_be_read_and_its_card_is_whole(name, pair, data, rows):
         with engine_state(0):
             if pair.graph is None:
                 structure = read(on_data.model, found.values)
+                assert structure.params
+                assert structure.observed
+                assert structure.num_rows == rows
             else:  # its rows meet, so they are not read one by one
                 relation = read_relation(on_data.model, found.values, pair.graph, found.schema)
-                structure = relation.field.program.structure
-        assert structure.params
-        assert structure.observed
-        assert structure.num_rows == rows
+                assert relation.field.params
+                assert relation.site
+                assert relation.probe.num_nodes == rows
     card = zoo.card(name)
     assert card.story
     assert card.references

@@ -134,7 +134,8 @@ def _derive(model: Any, data: Any, structure: Structure, given: ByDraws) -> Mean
     }
     families = _joint(families, priors, wanted)
     families, bilinear = in_vectors(families, bilinear, start)
-    field = MeanField(program, families, priors, wanted, bilinear)
+    terms = {**program.latents, **program.products}
+    field = MeanField(structure.params, terms, families, priors, wanted, bilinear, program)
     check_uses(field)
     field.moments(field.starts(values))  # each must exist
     field.products(field.starts(values))

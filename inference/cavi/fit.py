@@ -120,11 +120,10 @@ def _centred(field: MeanField, one: Outcome, starts: Params) -> Outcome:
 def _centers(field: MeanField, state: Params) -> Params:
     """The mean of each factor, and params as they are."""
     out = {}
-    structure = field.program.structure
     for name, value in state.items():
-        if name not in structure.params:  # of a row: found again from the shared ones
+        if name not in field.params:  # of a row: found again from the shared ones
             continue
         family = field.families[name]
         center = value if isinstance(family, Point) else family.center(value.unsqueeze(0)).squeeze(0)
-        out[name] = center.reshape(structure.params[name].value.shape)
+        out[name] = center.reshape(field.params[name].value.shape)
     return out

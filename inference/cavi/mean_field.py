@@ -19,7 +19,8 @@ from ..families.expected import Expected
 from ..families.factors import FactorFamily, MultivariateNormalFactor, Point
 from ..program.estep import Expectations
 from ..program.program import Program
-from ..program.sites import Argument, Params
+from ..program.sites import Argument, Params, Site
+from ..trace.handlers import Param
 from .bilinear import Bilinear
 from .moments import Families, Means, Source, expected
 from .monte_carlo import DrawnFactor, Draws, key_of
@@ -86,8 +87,10 @@ class MeanField:
 
     Attributes
     ----------
-    program : Program
-        Its sites have families in expectation, whose arguments are gathered from `moments`.
+    params : dict
+        Every shared latent and param, as the model declares it.
+    terms : dict
+        Sites of families in expectation, whose arguments are gathered from `moments`.
     families : dict
         Latent -> family of its factor; params are `Point`.
     priors : dict
@@ -96,13 +99,23 @@ class MeanField:
         Key -> the moment that `moments` keeps under it.
     bilinear : dict
         Observed sites whose location multiplies latents.
+    compiled : Program, optional
+        The model on its rows; none of a graph, whose nodes meet in pairs.
     """
 
-    program: Program
+    params: dict[str, Param]
+    terms: dict[str, Site]
     families: dict[str, FactorFamily]
     priors: dict[str, Prior | DrawnPrior]
     wanted: dict[str, Moment]
     bilinear: dict[str, Bilinear]
+    compiled: Program | None = None
+
+    @property
+    def program(self) -> Program:
+        """The model on its rows."""
+        assert self.compiled is not None
+        return self.compiled
 
     def moments(self, means: Means, sites: Collection[str] | None = None) -> Params:
         """Everything that arguments are gathered from, (R, cells); of some sites."""
@@ -148,7 +161,7 @@ class MeanField:
         """E log p of some sites and priors, up to base measures, (R,). Gradients flow to `means`."""
         moments = self.moments(means, sites)
         total = torch.zeros((), dtype=torch.float64)
-        for name, site in {**self.program.latents, **self.program.products}.items():
+        for name, site in self.terms.items():
             if name in sites:
                 s1, s0 = expected_stats.sums[name]
                 eta, log_normalizer = site.natural(site.arguments(moments))
@@ -157,7 +170,7 @@ class MeanField:
         for name, prior in self.priors.items():
             if name in sites:
                 total = total + self.log_prior(name, prior, moments, means)
-        drawn = [name for name in self.program.scored if name in sites]
+        drawn = [name for name in self.compiled.scored if name in sites] if self.compiled is not None else []
         if drawn:
             runs = self.program.trace(moments)
             for name in drawn:
@@ -174,7 +187,7 @@ class MeanField:
     @property
     def shapes(self) -> dict[str, torch.Size]:
         """Of the shared latents' and params' values."""
-        return {name: param.value.shape for name, param in self.program.structure.params.items()}
+        return {name: param.value.shape for name, param in self.params.items()}
 
     def negentropy(self, state: Params) -> Tensor:
         """E log q of the factors that are fitted by gradient, (R,)."""

@@ -85,9 +85,8 @@ class Sweeps:
         """A sweep from where two sweeps were heading (SQUAREM; Varadhan and Roland 2008), each factor by a length of
         its own; None where that is no factor.
         """
-        structure = self.field.program.structure
         ahead = dict(twice)
-        for name in structure.params:
+        for name in self.field.params:
             family = self.field.families[name]
             first, second, third = (family.coordinates(one[name]) for one in (state, once, twice))
             step, turn = second - first, third - 2 * second + first
@@ -134,10 +133,9 @@ class Sweeps:
 
     def learn(self, means: Means, stats: Expectations) -> Params:
         """An M-step: L-BFGS up the expected log density, and the entropy of the factors, of one restart."""
-        structure = self.field.program.structure
         names = self.params
         transforms = {
-            name: transform_to(structure.params[name].constraint)
+            name: transform_to(self.field.params[name].constraint)
             if isinstance(self.field.families[name], Point)
             else identity_transform
             for name in names

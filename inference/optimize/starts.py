@@ -35,7 +35,8 @@ def starting_values(
     """
     declared = {name: double(param.value) for name, param in structure.params.items()}
     told = start is not None and restarts == 1 and start.keys() >= declared.keys()
-    drawn = each_start(None if told else pair.initialize, data, generator, structure)
+    sizes = {name: latent.cardinality for name, latent in structure.latents.items()}
+    drawn = each_start(None if told else pair.initialize, data, generator, sizes)
     starts: list[dict[str, Tensor]] = []
     last = declared  # that was not jittered
     for number in range(restarts):
@@ -62,11 +63,13 @@ def jitter(values: Mapping[str, Tensor], structure: Structure, generator: torch.
 
 
 def each_start(
-    initialize: Initialize | None, data: Any, generator: torch.Generator, structure: Structure | None = None
+    initialize: Initialize | None, data: Any, generator: torch.Generator, sizes: Mapping[str, int] | None = None
 ) -> Iterator[Start]:
-    """What `initialize` gives for each restart in turn; nothing where there is none."""
+    """What `initialize` gives for each restart in turn; nothing where there is none. `sizes` of the latents are for
+    messages.
+    """
     while initialize is not None:
-        found = _drawn(initialize, data, generator, structure)
+        found = _drawn(initialize, data, generator, sizes or {})
         if isinstance(found, Iterator):
             yield from found
             return
@@ -74,14 +77,12 @@ def each_start(
 
 
 def _drawn(
-    initialize: Initialize, data: Any, generator: torch.Generator, structure: Structure | None
+    initialize: Initialize, data: Any, generator: torch.Generator, sizes: Mapping[str, int]
 ) -> Start | Iterator[Start]:
     """Starting values drawn by the model's own `initialize`, which knows no names of latents."""
     try:
         return initialize(data, generator)
     except TooFewRows as error:
-        latents = structure.latents if structure else {}
-        sizes = {name: latent.cardinality for name, latent in latents.items()}
         owner = next((name for name, size in sizes.items() if size == error.num_centers), None)
         if owner is None:
             raise

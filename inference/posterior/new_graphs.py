@@ -12,12 +12,12 @@ from torch import Tensor
 
 from ..base.errors import DataError, OptionError
 from ..base.options import check_seed
-from ..cavi.graphs.model import INTO, OUT, Probe
+from ..cavi.graphs.model import HERE, INTO, OUT, Probe, probe_of
 from ..data.graph import every_pair
 from ..data.sparse import DENSE_BYTES, bags_of_sparse
 from ..families.factors import factor_family
 from ..program.sites import Params
-from ..trace.handlers import Bind, base_of, engine_state, run, sample_sites
+from ..trace.handlers import base_of, engine_state
 
 CHUNK = 1 << 22  # pairs simulated together
 
@@ -52,36 +52,28 @@ def _one_draw(fit: Any, name: str) -> Tensor:
 
 
 def _site(fit: Any, name: str) -> Any:
-    probe = _probe(fit, len(fit.guide_parts[OUT]))
-    pair = torch.tensor([0]), torch.tensor([1])
-    return run(fit.pair.model, probe.graph(*pair), Bind(fit.params), 1, enumerated=False).nodes[name]
+    trace, _ = _probe(fit, len(fit.guide_parts[OUT])).run(*HERE, {})
+    return trace.nodes[name]
 
 
 def _probe(fit: Any, num: int) -> Probe:
     """A fit's model on `num` nodes."""
     place = torch.arange(num) % len(fit.guide_parts[OUT])
     degrees = fit.guide_parts[OUT][place], fit.guide_parts[INTO][place]
-    empty = Probe(fit.pair.model, "", "", 0, fit.pair.graph == "directed", *degrees, fit.params)
-    pair = torch.tensor([0]), torch.tensor([1])
-    bind = Bind(fit.params)
-    sites = sample_sites(run(fit.pair.model, empty.graph(*pair), bind, 1, enumerated=False))
-    latent = next(n for n, one in sites.items() if not one["is_observed"] and n not in bind.declared)
-    site = next(n for n, one in sites.items() if one["is_observed"])
-    return empty._replace(latent=latent, site=site, size=len(sites[latent]["fn"].enumerate_support(expand=False)))
+    return probe_of(fit.pair.model, fit.pair.graph == "directed", *degrees, fit.params)
 
 
 def simulate(fit: Any, values: Params, num: int, labels: Tensor | None = None) -> Any:
     """An adjacency matrix of `num` nodes drawn under shared values: a table, or bags where it would be large."""
     probe = _probe(fit, num)
-    pair = torch.tensor([0]), torch.tensor([1])
     if labels is None:
-        nodes = run(fit.pair.model, probe.graph(*pair), Bind(values), 1, enumerated=False).nodes
-        labels = nodes[probe.latent]["fn"].sample()
+        trace, _ = probe.run(*HERE, values)
+        labels = trace.nodes[probe.latent]["fn"].sample()
     if labels.shape != (num,):
         raise DataError(f"generate: '{probe.latent}' has shape {tuple(labels.shape)}, expected ({num},)")
     parts = []
     for first, second in _chunks(num, fit.pair.graph):
-        drawn = probe.fn(first, second, labels, params=values).sample().expand(len(first))
+        drawn = probe.of_pairs(first, second, {**values, probe.latent: labels}).sample().expand(len(first))
         kept = drawn != 0
         parts.append((first[kept], second[kept], drawn[kept].double()))
     first, second, value = (torch.cat(one) for one in zip(*parts, strict=True))

@@ -505,6 +505,37 @@ def test_strengths_of_ties_may_be_normal():
         zoo.fit(Pair(model, graph="undirected"), table + table.T)
 
 
+def calls_by(table, expected_rate, prior_rate):
+    """Poisson counts of pairs whose rate is `expected_rate(rates, labels of both ends)`."""
+
+    def model(graph):
+        rates = pyro.sample("r", dist.Gamma(torch.ones(2), prior_rate).to_event(1))
+        with pyro.plate("data", graph.num_nodes):
+            z = pyro.sample("z", dist.Categorical(torch.ones(2) / 2), infer={"enumerate": "parallel"})
+        with pyro.plate("pairs", len(graph.edges)):
+            rate = expected_rate(rates, z[graph.first], z[graph.second])
+            pyro.sample("calls", dist.Poisson(rate), obs=graph.edges)
+
+    start = {"z": torch.arange(len(table)) % 2}
+    return zoo.fit(Pair(model, graph="undirected"), table, start=start, max_iters=5, tol=0)
+
+
+def test_a_constant_of_the_labels_is_one_of_the_rate():
+    """c r with r ~ Gamma(a, b) is r' ~ Gamma(a, b / c)."""
+    table, _ = planted((8, 7), 3.0, 0.5, seed=2, counts=True)
+    factor = torch.tensor([4.0, 0.5])  # of pairs in two blocks, and in one
+
+    def scaled(rates, one, two):
+        same = (one == two).long()
+        return rates[same] * factor[same]
+
+    plain = calls_by(table, lambda rates, one, two: rates[(one == two).long()], 1 / factor)
+    fit = calls_by(table, scaled, 1.0)
+    torch.testing.assert_close(fit.history, plain.history, rtol=1e-10, atol=0)
+    torch.testing.assert_close(fit.params["r"] * factor, plain.params["r"])
+    np.testing.assert_allclose(fit.reconstruct(), plain.reconstruct())
+
+
 def edges_by(distribution, **latent):
     def model(graph):
         probs = pyro.sample("p", dist.Beta(torch.ones(2, 2), 1.0).to_event(2))
@@ -529,8 +560,10 @@ def edges_by(distribution, **latent):
             "expected power.*no other inference takes",
         ),
         (edges_by(lambda p, z, g: dist.Bernoulli(p[z[g.first], z[g.second]].sigmoid())), "sigmoid"),
+        (edges_by(lambda p, z, g: dist.Bernoulli(p[z.bincount()[0] * 0, z[g.first]])), "its nodes to 'bincount'"),
+        (edges_by(lambda p, z, g: dist.Bernoulli(p[z[g.first], z[g.second.flip(0)]])), "'__getitem__': write"),
     ],
-    ids=["two latents", "one label", "family", "prior", "link"],
+    ids=["two latents", "one label", "family", "prior", "link", "all labels", "other nodes"],
 )
 def test_models_that_are_not_conjugate_models_of_pairs_are_refused(pair, words):
     table, _ = planted((4, 4), 0.7, 0.2, directed=True)

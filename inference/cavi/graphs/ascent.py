@@ -94,7 +94,7 @@ class Relating:
     def begin(self, q: Tensor) -> Params:
         """The state in which the shared factors suit the nodes' q (N, K)."""
         relation, field = self.relation, self.relation.field
-        values = {name: param.value.unsqueeze(0) for name, param in field.program.structure.params.items()}
+        values = {name: param.value.unsqueeze(0) for name, param in field.params.items()}
         with torch.no_grad():
             shared = self.shared.sweep(field.starts(values), self.expect(q.numpy()))
         return {**shared, relation.latent: q.unsqueeze(0)}
@@ -242,15 +242,14 @@ def fit_relation(
     best = found[max(range(len(found)), key=lambda r: found[r].bound)]
     outcomes = [_aligned(relation, one, best) for one in found]
     first = rank(outcomes)[0]
-    structure = relation.field.program.structure
     factors = [n for n, f in relation.field.families.items() if not isinstance(f, Point)]
     parts = {name: best.params[name] for name in (*factors, relation.latent)}
     parts |= {OUT: relation.probe.out_degree, INTO: relation.probe.in_degree}
     return Reached(
         first,
         map_modes(outcomes, {}, failed),
-        {name: param.constraint for name, param in structure.params.items()},
-        float(structure.num_rows),
+        {name: param.constraint for name, param in relation.field.params.items()},
+        float(relation.probe.num_nodes),
         guide=GRAPH,
         guide_parts=parts,
         note=options.note(first.history, first.converged),
@@ -263,7 +262,7 @@ def _starts(
     """A state of each restart: `initialize` and `start` may give the latent of the nodes."""
     relation = steps.relation
     candidates = candidates_of(relation, generator)
-    drawn = each_start(pair.initialize, dataset.values, generator, relation.field.program.structure)
+    drawn = each_start(pair.initialize, dataset.values, generator, {relation.latent: relation.size})
     out = []
     for number in range(restarts):
         found = next(drawn, None)
@@ -274,7 +273,7 @@ def _starts(
 
 def _given(steps: Relating, given: Params, candidates: list[Tensor]) -> Params:
     relation = steps.relation
-    declared = relation.field.program.structure.params
+    declared = relation.field.params
     unknown = sorted(set(given) - {relation.latent, *declared})
     if unknown:
         raise ModelError(
