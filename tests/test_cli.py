@@ -162,7 +162,7 @@ def test_fit_writes_the_run_its_figures_and_latents(run: Run, tmp_path: Path) ->
     code, out, err = run("fit poisson_mixture hasselblad_deaths --out a/b")
     assert (code, err) == (0, "")
     folder = tmp_path / "a" / "b"
-    beside = {file.name for file in folder.iterdir() if not file.name.startswith(("run.json", "arrays-"))}
+    beside = {file.name for file in folder.iterdir() if not file.name.startswith("run.")}
     assert beside == {"picture.png", "bound.png", "decomposition.png", "latents.csv"}
     where, _, files = out.splitlines()[-1].partition(": ")
     assert (where, set(files.split(", "))) == ("written to a/b", beside)
@@ -305,7 +305,7 @@ def files(tmp_path: Path) -> None:
     (tmp_path / "gap.csv").write_text("a,w\n1,\n2,1\n3,1\n")
     np.save(tmp_path / "array.npy", np.arange(6.0))
     (tmp_path / "broken").mkdir()
-    (tmp_path / "broken" / "run.json").write_text("{}")
+    (tmp_path / "broken" / "run.safetensors").write_text("{}")
 
 
 @pytest.mark.usefixtures("files")

@@ -1,51 +1,63 @@
 """Run folders: the arrays of a fit and a record about it, on disk. Knows no model.
 
-A run is two files in a folder that may hold anything else besides (figures, tables)::
+A run is one file, ``run.safetensors``, in a folder that may hold anything else besides (figures, tables). The record is
+the metadata of the arrays, as strict JSON; with it stands the sha256 of all bytes of the file, those of the digest
+itself read as zeros. Data only: reading runs nothing.
 
-    arrays-<first 12 hex digits of its sha256>.safetensors     the tensors
-    run.json                                                   what they are, and the record
-
-Both formats are data only: reading a folder runs nothing. ``run.json`` is strict JSON; as JSON has no infinities, a
-float that is not finite is written as ``{"$float": "nan"}``, ``"inf"`` or ``"-inf"``, and comes back a float.
-Tuples come back as lists.
-
-The arrays are written first, under the name of their content; ``run.json``, which names them, replaces the old one
-last. So whenever the writer is killed, the folder holds the old run or the new one, never a mix. One writer per folder
-at a time.
+The file is written under a name of its own, synced, and put in the place of the old one in one step. So whenever a
+writer is killed, however many write and whoever reads, the folder holds one run, whole: that of who came last.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.metadata
 import json
-import math
 import os
 import re
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-import numpy as np
 import safetensors.torch
 import torch
 from safetensors import SafetensorError
 
+from . import run_folder_1
 from .errors import RunError
+from .records import read_as
+from .strict_json import decoded, encoded
 
-FORMAT = 1
-RUN_FILE = "run.json"
+try:
+    import fcntl
+except ImportError:  # not on Windows
+    fcntl = None  # type: ignore[assignment]
 
-_KIND = "latentzoo run"  # tells our run.json from that of another program
-_KEYS = {"kind", "format", "versions", "arrays", "record"}
-_ARRAYS_KEYS = ("file", "sha256", "bytes", "tensors")
-_ARRAYS_NAME = re.compile(r"arrays-[0-9a-f]{12}\.safetensors")
+FORMAT = 2
+RUN_FILE = "run.safetensors"
+
+_KIND = "latentzoo run"  # the key of our metadata, which tells our file from that of another program
+_UNSIGNED = "0" * 64
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 _TEMPORARY_NAME = re.compile(r"\.run-[0-9a-f]{16}\.tmp")
 _MAX_RECORD_BYTES = 64 * 2**20  # more than this is an array in disguise, or not ours
-_MAX_DEPTH = 64
+_MAX_HEADER_BYTES = 100_000_000  # safetensors' own limit
 _NO_RUN = "expected the folder of a saved run: check the path"
 _SAVE_AGAIN = "save the fit again, or restore the folder from a copy"
+
+
+@dataclass(frozen=True)
+class Told:
+    """What the metadata say. The digest comes first: it is looked for from the start of the file."""
+
+    sha256: str
+    format: int
+    versions: dict[str, str | None]
+    arrays: list[str]
+    record: dict[str, Any]
 
 
 def write_run(
@@ -78,7 +90,8 @@ def write_run(
     Raises
     ------
     RunError
-        For a tensor or a part of the record that the format cannot hold, or a folder that is a file.
+        For a tensor or a part of the record that the format cannot hold, or a folder that is a file, or that holds a
+        file of that name which another program wrote.
     OSError
         When the disk refuses (full, read-only). The previous run is still whole.
     """
@@ -86,36 +99,29 @@ def write_run(
     if folder.exists() and not folder.is_dir():
         raise RunError(f"{folder}: is a file; a run needs a folder: give another path")
     tensors = {name: _dense(folder, name, tensor) for name, tensor in arrays.items()}
-    payload = safetensors.torch.save(tensors)
-    sha256 = hashlib.sha256(payload).hexdigest()
-    header = {
-        "kind": _KIND,
-        "format": FORMAT,
-        "versions": {"latentzoo": version, "torch": str(torch.__version__), "pyro": _pyro_version()},
-        "arrays": {
-            "file": _arrays_name(sha256),
-            "sha256": sha256,
-            "bytes": len(payload),
-            "tensors": {name: _describe(tensor) for name, tensor in tensors.items()},
-        },
-        "record": _encode(folder, "record", dict(record), 0),
-    }
-    text = json.dumps(header, allow_nan=False, indent=1).encode("ascii")
+    versions = {"latentzoo": version, "torch": str(torch.__version__), "pyro": _pyro_version()}
+    told = Told(_UNSIGNED, FORMAT, versions, list(tensors), encoded(dict(record), f"{folder}: record"))
+    text = json.dumps(vars(told), allow_nan=False)
     if len(text) > _MAX_RECORD_BYTES:
         raise RunError(f"{folder}: the record takes {len(text)} bytes, at most {_MAX_RECORD_BYTES} fit: use arrays")
+    payload = safetensors.torch.save(tensors, {_KIND: text})
+    place = payload.index(_UNSIGNED.encode())
+    digest, view = _digest(payload, place).encode(), memoryview(payload)
 
     folder.mkdir(parents=True, exist_ok=True)
-    _replace(folder / _arrays_name(sha256), payload)
-    _replace(folder / RUN_FILE, text)
-    for path in folder.iterdir():
-        stale = _ARRAYS_NAME.fullmatch(path.name) and path.name != _arrays_name(sha256)
-        if stale or _TEMPORARY_NAME.fullmatch(path.name):  # a temporary file is what a killed writer left
-            path.unlink(missing_ok=True)
+    with _alone(folder) as locked:
+        _refuse_foreign(folder)
+        _replace(folder / RUN_FILE, view[:place], digest, view[place + len(digest) :])
+        run_folder_1.remove(folder)
+        if locked:  # what a killed writer left: nobody else is writing
+            for path in folder.iterdir():
+                if _TEMPORARY_NAME.fullmatch(path.name):
+                    path.unlink(missing_ok=True)
     return folder
 
 
 def read_run(folder: str | os.PathLike[str]) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Read the run that a folder holds, after checking it against its own description. Runs nothing, unpickles nothing.
+    """Read the run that a folder holds, after checking all of its bytes. Runs nothing, unpickles nothing.
 
     Parameters
     ----------
@@ -134,31 +140,100 @@ def read_run(folder: str | os.PathLike[str]) -> tuple[dict[str, torch.Tensor], d
         If the folder is missing, holds no run, or holds one that is cut short, altered, foreign or of a newer format.
     """
     folder = Path(folder)
-    text = _read_header(folder)
-    while True:
+    if not folder.is_dir():
+        met = "is a file" if folder.exists() else "does not exist"
+        raise RunError(f"{folder}: {met}; {_NO_RUN}")
+    if not (folder / RUN_FILE).is_file() and run_folder_1.is_here(folder):
         try:
-            return _parse(folder, text)
+            return run_folder_1.read(folder)
         except RunError:
-            # A writer at work may have replaced the run and removed the old arrays since run.json was read: look again.
-            latest = _read_header(folder)
-            if latest == text:
+            if not (folder / RUN_FILE).is_file():  # else a writer has just put a run of today in its place
                 raise
-            text = latest
-
-
-def _arrays_name(sha256: str) -> str:
-    return f"arrays-{sha256[:12]}.safetensors"
-
-
-def _pyro_version() -> str | None:
+    if not (folder / RUN_FILE).is_file():
+        raise RunError(f"{folder}: has no {RUN_FILE}; {_NO_RUN}")
     try:
-        return importlib.metadata.version("pyro-ppl")
-    except importlib.metadata.PackageNotFoundError:
-        return None
+        return _read(folder)
+    except OSError as error:
+        raise RunError(f"{folder}: {RUN_FILE} cannot be read ({error.strerror}): {_SAVE_AGAIN}") from error
 
 
-def _describe(tensor: torch.Tensor) -> dict[str, Any]:
-    return {"shape": list(tensor.shape), "dtype": str(tensor.dtype).removeprefix("torch.")}
+def has_run(folder: str | os.PathLike[str]) -> bool:
+    """Whether a folder holds a run, whole or not."""
+    return (Path(folder) / RUN_FILE).exists() or run_folder_1.is_here(Path(folder))
+
+
+def _read(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Arrays and record, once the file has the size that its header says, and its digest is that of its bytes."""
+    with open(folder / RUN_FILE, "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        length, header = _header(folder, file, size)
+        told = _told(folder, header)
+        needed = 8 + length + _bytes_of_arrays(folder, header)
+        if size != needed:
+            raise RunError(f"{folder}: {RUN_FILE} has {size} bytes, {needed} were written: {_SAVE_AGAIN}")
+        file.seek(0)
+        content = file.read(needed)
+    if _digest(content, content.find(told.sha256.encode())) != told.sha256:
+        raise RunError(f"{folder}: {RUN_FILE} is not what was written, its sha256 differs: {_SAVE_AGAIN}")
+    try:
+        arrays = safetensors.torch.load(content)
+    except (SafetensorError, ValueError, KeyError, RuntimeError, AssertionError) as error:
+        raise RunError(f"{folder}: {RUN_FILE} holds no arrays ({error}): {_SAVE_AGAIN}") from error
+    if sorted(arrays) != sorted(told.arrays):
+        raise RunError(f"{folder}: {RUN_FILE} names other arrays than it holds: {_SAVE_AGAIN}")
+    return {name: arrays[name] for name in told.arrays}, told.record
+
+
+def _header(folder: Path, file: BinaryIO, size: int) -> tuple[int, dict[str, Any]]:
+    """Length and content of the header of a safetensors file: where each array is, and the metadata."""
+    start = file.read(8)
+    length = int.from_bytes(start, "little")
+    if len(start) < 8 or length > min(_MAX_HEADER_BYTES, size - 8):
+        raise RunError(f"{folder}: {RUN_FILE} is cut short, or is no safetensors file: {_SAVE_AGAIN}")
+    try:
+        header = decoded(file.read(length))
+    except ValueError as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
+        raise RunError(f"{folder}: the header of {RUN_FILE} is damaged ({error}): {_SAVE_AGAIN}") from error
+    if not isinstance(header, dict) or not isinstance(header.get("__metadata__", {}), dict):
+        raise RunError(f"{folder}: {RUN_FILE} has no header of safetensors: {_SAVE_AGAIN}")
+    return length, header
+
+
+def _told(folder: Path, header: dict[str, Any]) -> Told:
+    metadata = header.get("__metadata__", {})
+    if not isinstance(metadata.get(_KIND), str):
+        raise RunError(f"{folder}: {RUN_FILE} is not from latentzoo; {_NO_RUN}")
+    try:
+        told = decoded(metadata[_KIND])
+    except ValueError as error:
+        raise RunError(f"{folder}: the record in {RUN_FILE} is damaged ({error}): {_SAVE_AGAIN}") from error
+    form = told.get("format") if isinstance(told, dict) else None
+    if type(form) is int and form > FORMAT:
+        raise RunError(f"{folder}: written by format {form}, this reads up to {FORMAT}: upgrade latentzoo")
+    found: Told = read_as(Told, told, f"{folder}: {RUN_FILE}")
+    if form != FORMAT or len(metadata) > 1 or not _SHA256.fullmatch(found.sha256):
+        raise RunError(f"{folder}: {RUN_FILE} is not of format {FORMAT}, or has no digest: {_SAVE_AGAIN}")
+    return found
+
+
+def _bytes_of_arrays(folder: Path, header: dict[str, Any]) -> int:
+    ends = []
+    for name, where in header.items():
+        if name != "__metadata__":
+            offsets = where.get("data_offsets") if isinstance(where, dict) else None
+            if not isinstance(offsets, list) or [type(one) for one in offsets] != [int, int]:
+                raise RunError(f"{folder}: {RUN_FILE} does not say where its array {name!r} is: {_SAVE_AGAIN}")
+            ends.append(offsets[1])
+    return max(ends, default=0)
+
+
+def _digest(content: bytes, place: int) -> str:
+    """sha256 of a file whose own digest stands at a place, which is read as zeros."""
+    view = memoryview(content)
+    found = hashlib.sha256(view[: max(place, 0)])
+    found.update(_UNSIGNED.encode())
+    found.update(view[place + len(_UNSIGNED) :])
+    return found.hexdigest()
 
 
 def _dense(folder: Path, name: object, tensor: object) -> torch.Tensor:
@@ -178,42 +253,48 @@ def _dense(folder: Path, name: object, tensor: object) -> torch.Tensor:
     return copy
 
 
-def _encode(folder: Path, where: str, value: Any, depth: int) -> Any:
-    if depth > _MAX_DEPTH:
-        raise RunError(f"{folder}: {where[:80]}... is nested deeper than {_MAX_DEPTH} levels: flatten it")
-    if isinstance(value, np.generic):
-        value = value.item()
-    if value is None or isinstance(value, (bool, str)):
-        return value
-    if isinstance(value, int):
-        return int(value)  # an IntEnum too: the number is what is kept
-    if isinstance(value, float):
-        return float(value) if math.isfinite(value) else {"$float": str(float(value))}
-    if isinstance(value, (list, tuple)):
-        return [_encode(folder, f"{where}[{i}]", item, depth + 1) for i, item in enumerate(value)]
-    if isinstance(value, Mapping):
-        for key in value:
-            if not isinstance(key, str) or key == "$float":
-                raise RunError(f"{folder}: {where} has the key {key!r}; expected a string, not '$float': rename it")
-        return {key: _encode(folder, f"{where}[{key!r}]", item, depth + 1) for key, item in value.items()}
-    raise RunError(
-        f"{folder}: {where} is a {type(value).__name__}; JSON holds None, bool, int, float, str, lists and mappings: "
-        "put tensors into arrays, and write the rest as one of these"
-    )
+def _pyro_version() -> str | None:
+    try:
+        return importlib.metadata.version("pyro-ppl")
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
-def _decode(pairs: list[tuple[str, Any]]) -> Any:
-    if len(pairs) == 1 and pairs[0][0] == "$float" and pairs[0][1] in ("nan", "inf", "-inf"):
-        return float(pairs[0][1])
-    return dict(pairs)
+def _refuse_foreign(folder: Path) -> None:
+    """A file that another program wrote under our name is not replaced; one of ours may be, however damaged."""
+    path = folder / RUN_FILE
+    try:
+        with open(path, "rb") as file:
+            _, header = _header(folder, file, os.fstat(file.fileno()).st_size)
+    except (OSError, RunError):
+        return
+    if _KIND not in header.get("__metadata__", {}):
+        raise RunError(f"{folder}: holds a {RUN_FILE} that is not from latentzoo: give another folder")
 
 
-def _replace(path: Path, content: bytes) -> None:
-    """Put `content` at `path` so that a reader, or a crash, finds the old file or the new one."""
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[bool]:
+    """One writer at a time: who comes second waits for the lock on the folder. False where a disk has no locks."""
+    if fcntl is None:
+        yield False
+        return
+    descriptor, locked = os.open(folder, os.O_RDONLY), True
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        except OSError:
+            locked = False
+        yield locked
+    finally:
+        os.close(descriptor)
+
+
+def _replace(path: Path, *parts: bytes | memoryview) -> None:
+    """Put a file at `path` so that a reader, or a crash, finds the old one or the new one."""
     temporary = path.parent / f".run-{secrets.token_hex(8)}.tmp"
     try:
         with open(temporary, "xb") as file:
-            file.write(content)
+            file.writelines(parts)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -226,70 +307,3 @@ def _replace(path: Path, content: bytes) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
-
-
-def _read_file(folder: Path, name: str, max_bytes: int) -> bytes:
-    try:
-        with open(folder / name, "rb") as file:
-            content = file.read(max_bytes + 1)
-    except OSError as error:
-        raise RunError(f"{folder}: {name} cannot be read ({error.strerror}): {_SAVE_AGAIN}") from error
-    if len(content) > max_bytes:
-        raise RunError(f"{folder}: {name} has more than the expected {max_bytes} bytes: {_SAVE_AGAIN}")
-    return content
-
-
-def _read_header(folder: Path) -> bytes:
-    if not folder.is_dir():
-        met = "is a file" if folder.exists() else "does not exist"
-        raise RunError(f"{folder}: {met}; {_NO_RUN}")
-    if not (folder / RUN_FILE).is_file():
-        raise RunError(f"{folder}: has no {RUN_FILE}; {_NO_RUN}")
-    return _read_file(folder, RUN_FILE, _MAX_RECORD_BYTES)
-
-
-def _refuse_constant(token: str) -> None:
-    raise ValueError(f"{token} is not JSON")
-
-
-def _parse(folder: Path, text: bytes) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    try:
-        header = json.loads(text.decode("utf-8"), object_pairs_hook=_decode, parse_constant=_refuse_constant)
-    except (ValueError, RecursionError) as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
-        reason = "nested too deep" if isinstance(error, RecursionError) else str(error)
-        raise RunError(f"{folder}: {RUN_FILE} is cut short or is not JSON ({reason}): {_SAVE_AGAIN}") from error
-    if not isinstance(header, dict) or header.get("kind") != _KIND or type(header.get("format")) is not int:
-        raise RunError(f"{folder}: {RUN_FILE} is not from latentzoo; {_NO_RUN}")
-    if header["format"] > FORMAT:
-        raise RunError(f"{folder}: written by format {header['format']}, this reads up to {FORMAT}: upgrade latentzoo")
-    if header["format"] < 1 or header.keys() != _KEYS or not isinstance(header["record"], dict):
-        raise RunError(f"{folder}: {RUN_FILE} lacks the fields of format {FORMAT}, {sorted(_KEYS)}: {_SAVE_AGAIN}")
-    return _read_arrays(folder, header["arrays"]), header["record"]
-
-
-def _read_arrays(folder: Path, described: Any) -> dict[str, torch.Tensor]:
-    """The tensors, once the file's name, size and hash, then each name, shape and dtype, have met the description."""
-    if not isinstance(described, dict) or described.keys() != set(_ARRAYS_KEYS):
-        raise RunError(f"{folder}: {RUN_FILE} does not describe its arrays by {_ARRAYS_KEYS}: {_SAVE_AGAIN}")
-    name, sha256, size, tensors = (described[key] for key in _ARRAYS_KEYS)
-    # The name follows from the hash, so no name in run.json can lead out of the folder.
-    if not isinstance(name, str) or not _ARRAYS_NAME.fullmatch(name) or name != _arrays_name(str(sha256)):
-        raise RunError(f"{folder}: {RUN_FILE} names its arrays {name!r}, not arrays-<hash>.safetensors: {_SAVE_AGAIN}")
-    if not (folder / name).is_file():
-        raise RunError(f"{folder}: {name} is missing, and {RUN_FILE} needs it: {_SAVE_AGAIN}")
-    if type(size) is not int or size < 0 or not isinstance(tensors, dict):
-        raise RunError(f"{folder}: {RUN_FILE} gives no size, or no shapes, for {name}: {_SAVE_AGAIN}")
-    payload = _read_file(folder, name, size)
-    if len(payload) < size:
-        raise RunError(f"{folder}: {name} has {len(payload)} of the {size} bytes that were written: {_SAVE_AGAIN}")
-    if hashlib.sha256(payload).hexdigest() != sha256:
-        raise RunError(f"{folder}: {name} is not what was written, its sha256 differs: {_SAVE_AGAIN}")
-    try:
-        arrays = safetensors.torch.load(payload)
-    except (SafetensorError, ValueError, KeyError, RuntimeError, AssertionError) as error:
-        raise RunError(f"{folder}: {name} is not a safetensors file ({error}): {_SAVE_AGAIN}") from error
-    for key in sorted(arrays.keys() | tensors.keys()):
-        held = _describe(arrays[key]) if key in arrays else None
-        if held != tensors.get(key):
-            raise RunError(f"{folder}: array {key!r} is {held}; {RUN_FILE} says {tensors.get(key)}: {_SAVE_AGAIN}")
-    return {key: arrays[key] for key in tensors}

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..base.errors import OptionError, RunError
-from ..base.run_folder import RUN_FILE, read_run, write_run
+from ..base.run_folder import has_run, read_run, write_run
 from ..data.schema import Dataset
 from ..data.structures import tensors_of
 from .run import Run
@@ -86,7 +86,7 @@ class Checkpoints:
         OptionError
             It is of another model, other data or other options.
         """
-        if self.folder is None or not (self.folder / RUN_FILE).exists():
+        if self.folder is None or not has_run(self.folder):
             return None
         arrays, record = read_run(self.folder)
         if record.get("kind") != "checkpoint":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -10,11 +11,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 
-from latentzoo.inference.base import run_folder as runs
+from latentzoo.inference.base import run_folder
 from latentzoo.inference.base.errors import RunError
-from latentzoo.inference.base.run_folder import FORMAT, read_run, write_run
+from latentzoo.inference.base.run_folder import FORMAT, RUN_FILE, read_run, write_run
 
 ARRAYS = {"loc": torch.arange(6, dtype=torch.float64).reshape(2, 3), "weights": torch.tensor([0.25, 0.75])}
 RECORD = {"model": "gaussian_mixture", "options": {"restarts": 20, "tol": 1e-6}}
@@ -54,13 +56,11 @@ def run(tmp_path: Path) -> Path:
     return write_run(tmp_path / "run", ARRAYS, RECORD, version="0.1.0")
 
 
-def header_of(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / "run.json").read_text())
-
-
-def arrays_of(folder: Path) -> Path:
-    (path,) = folder.glob("*.safetensors")
-    return path
+def text_of(folder: Path) -> str:
+    """What the metadata of the run say, as JSON."""
+    with safetensors.safe_open(folder / RUN_FILE, framework="pt") as file:
+        (text,) = file.metadata().values()
+    return str(text)
 
 
 # --- round trips
@@ -128,16 +128,28 @@ def test_floats_that_are_not_finite_come_back_from_strict_json(tmp_path: Path) -
     def refuse(token: str) -> None:
         raise AssertionError(token)
 
-    json.loads((folder / "run.json").read_text(), parse_constant=refuse)
+    json.loads(text_of(folder), parse_constant=refuse)
 
 
-def test_the_header_says_who_wrote_it(run: Path) -> None:
-    header = header_of(run)
-    assert header["format"] == FORMAT
-    assert header["versions"]["latentzoo"] == "0.1.0"
-    assert header["versions"]["torch"] == torch.__version__
-    assert re.fullmatch(r"\d+\.\d+.*", header["versions"]["pyro"])
-    assert header["arrays"]["tensors"]["loc"] == {"shape": [2, 3], "dtype": "float64"}
+def test_the_file_says_who_wrote_it(run: Path) -> None:
+    told = json.loads(text_of(run))
+    assert told["format"] == FORMAT
+    assert told["versions"]["latentzoo"] == "0.1.0"
+    assert told["versions"]["torch"] == torch.__version__
+    assert re.fullmatch(r"\d+\.\d+.*", told["versions"]["pyro"])
+    assert told["arrays"] == ["loc", "weights"]
+    assert told["record"] == RECORD
+
+
+def test_the_digest_is_of_all_bytes_but_its_own(run: Path) -> None:
+    content, digest = (run / RUN_FILE).read_bytes(), json.loads(text_of(run))["sha256"]
+    assert content.count(digest.encode()) == 1
+    assert hashlib.sha256(content.replace(digest.encode(), b"0" * 64)).hexdigest() == digest
+
+
+def test_any_program_reads_the_arrays(run: Path) -> None:
+    found = safetensors.torch.load_file(run / RUN_FILE)
+    assert all(same_bits(found[name], ARRAYS[name]) for name in ARRAYS)
 
 
 def test_a_second_run_replaces_the_first_and_nothing_else(run: Path) -> None:
@@ -149,15 +161,14 @@ def test_a_second_run_replaces_the_first_and_nothing_else(run: Path) -> None:
     arrays, record = read_run(run)
     assert list(arrays) == ["new"]
     assert record == {"step": 2}
-    left = {path.name for path in run.iterdir()}
-    assert left == {*others, "run.json", header_of(run)["arrays"]["file"]}
+    assert {path.name for path in run.iterdir()} == {*others, RUN_FILE}
     assert all((run / name).read_text() == name for name in others)
 
 
 def test_the_same_run_twice_is_one_run(run: Path) -> None:
-    before = (run / "run.json").read_bytes(), arrays_of(run).read_bytes()
+    before = (run / RUN_FILE).read_bytes()
     write_run(run, ARRAYS, RECORD, version="0.1.0")
-    assert ((run / "run.json").read_bytes(), arrays_of(run).read_bytes()) == before
+    assert (run / RUN_FILE).read_bytes() == before
 
 
 def test_files_have_the_permissions_of_any_new_file(run: Path) -> None:
@@ -166,6 +177,23 @@ def test_files_have_the_permissions_of_any_new_file(run: Path) -> None:
 
 
 # --- what cannot be written
+
+
+def test_a_file_of_another_program_is_not_replaced(tmp_path: Path) -> None:
+    safetensors.torch.save_file({"mine": torch.ones(2)}, tmp_path / RUN_FILE)
+    before = (tmp_path / RUN_FILE).read_bytes()
+    with pytest.raises(RunError, match=r"holds a run.safetensors that is not from latentzoo: give another folder"):
+        write_run(tmp_path, ARRAYS, RECORD)
+    with pytest.raises(RunError, match=r"run.safetensors is not from latentzoo"):
+        read_run(tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {RUN_FILE: before}
+
+
+def test_a_damaged_run_can_be_replaced(run: Path) -> None:
+    content = (run / RUN_FILE).read_bytes()
+    for damaged in (b"", content[:5], content[:90], content[:-3], content.replace(b"sha256", b"sha265")):
+        (run / RUN_FILE).write_bytes(damaged)
+        assert read_run(write_run(run, ARRAYS, RECORD))[1] == RECORD
 
 
 @pytest.mark.parametrize(
@@ -202,7 +230,7 @@ def test_a_record_without_end_is_refused(run: Path) -> None:
 
 
 def test_a_record_that_should_be_an_array_is_refused(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runs, "_MAX_RECORD_BYTES", 10_000)
+    monkeypatch.setattr(run_folder, "_MAX_RECORD_BYTES", 10_000)
     with pytest.raises(RunError, match="at most 10000 fit: use arrays"):
         write_run(run, {}, {"history": list(range(10_000))})
     monkeypatch.undo()

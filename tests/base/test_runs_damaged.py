@@ -1,4 +1,4 @@
-"""Run folders: everything that can be wrong with one is named in one plain line, and nothing in it is run."""
+"""Run folders: whatever is wrong with one is named in one plain line, and nothing in it is run."""
 
 from __future__ import annotations
 
@@ -14,132 +14,96 @@ import pytest
 import safetensors.torch
 import torch
 
-from latentzoo.inference.base import run_folder as runs
+from latentzoo.inference.base import run_folder
 from latentzoo.inference.base.errors import RunError
-from latentzoo.inference.base.run_folder import read_run, write_run
+from latentzoo.inference.base.run_folder import RUN_FILE, read_run, write_run
 
 ARRAYS = {"loc": torch.arange(6, dtype=torch.float64).reshape(2, 3), "weights": torch.tensor([0.25, 0.75])}
+RECORD = {"model": "gaussian_mixture", "log_likelihood": -12.5, "converged": True, "seed": 0, "tags": ["a", None]}
 
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    return write_run(tmp_path / "run", ARRAYS, {"model": "gaussian_mixture"})
+    return write_run(tmp_path / "run", ARRAYS, RECORD, version="0.1.0")
 
 
-def header_of(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / "run.json").read_text())
+def forged(text: str, arrays: dict[str, torch.Tensor] = ARRAYS, **metadata: str) -> bytes:
+    """A file with other metadata, whose digest is right."""
+    zeros = b"0" * 64
+    content = safetensors.torch.save(arrays, {"latentzoo run": text, **metadata})
+    return content.replace(zeros, hashlib.sha256(content).hexdigest().encode(), 1)
 
 
-def arrays_of(folder: Path) -> Path:
-    (path,) = folder.glob("*.safetensors")
-    return path
+def told(**changes: Any) -> dict[str, Any]:
+    versions = {"latentzoo": None, "torch": "2.10.0", "pyro": None}
+    return {"sha256": "0" * 64, "format": 2, "versions": versions, "arrays": ["loc", "weights"], "record": {}} | changes
 
 
-def forge(folder: Path, payload: bytes, **tensors: Any) -> None:
-    """Put other arrays into the folder, with a run.json that matches them in name, size and hash."""
-    arrays_of(folder).unlink()
-    header, sha256 = header_of(folder), hashlib.sha256(payload).hexdigest()
-    header["arrays"] |= {"file": f"arrays-{sha256[:12]}.safetensors", "sha256": sha256, "bytes": len(payload)}
-    header["arrays"]["tensors"] |= tensors
-    (folder / header["arrays"]["file"]).write_bytes(payload)
-    (folder / "run.json").write_text(json.dumps(header))
+def without(name: str) -> str:
+    return json.dumps({key: value for key, value in told().items() if key != name})
 
 
-def damage_json(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], object]:
-    def apply(folder: Path) -> None:
-        header = header_of(folder)
-        change(header)
-        (folder / "run.json").write_text(json.dumps(header))
-
-    return apply
+def headed(header: bytes, body: bytes = b"\0" * 8) -> bytes:
+    return len(header).to_bytes(8, "little") + header + body
 
 
-def damage_text(change: Callable[[bytes], bytes]) -> Callable[[Path], object]:
-    return lambda folder: (folder / "run.json").write_bytes(change((folder / "run.json").read_bytes()))
+OTHERS = safetensors.torch.save(ARRAYS)
+OVERLAP = b'{"__metadata__":{"latentzoo run":%b},"loc":{"dtype":"F64","shape":[10000,10000],"data_offsets":[0,8]}}'
 
-
-def damage_arrays(change: Callable[[bytes], bytes]) -> Callable[[Path], object]:
-    return lambda folder: arrays_of(folder).write_bytes(change(arrays_of(folder).read_bytes()))
-
-
-def flip(content: bytes) -> bytes:
-    return content[:-1] + bytes([content[-1] ^ 1])
-
-
-def elsewhere(folder: Path) -> None:
-    """The arrays, whole, one folder up, and a run.json that leads there."""
-    name = arrays_of(folder).name
-    shutil.move(folder / name, folder.parent / name)
-    damage_json(lambda header: header["arrays"].update(file=f"../{name}"))(folder)
-
-
-def renamed(folder: Path) -> None:
-    arrays_of(folder).rename(folder / "weights.safetensors")
-    damage_json(lambda header: header["arrays"].update(file="weights.safetensors"))(folder)
-
-
-OTHER = safetensors.torch.save({"loc": torch.ones(3, 2, dtype=torch.float64), "weights": torch.ones(2)})
-FEWER = safetensors.torch.save({"loc": torch.ones(2, 3, dtype=torch.float64)})
-MORE = safetensors.torch.save({**ARRAYS, "z": torch.ones(1)})
-HUGE_HEADER = (2**62).to_bytes(8, "little") + b"{}" + b" " * 64
-OVERLAP = b'{"loc":{"dtype":"F64","shape":[1000000,1000000],"data_offsets":[0,8]}}'
-NAN_JSON = b'{"kind": "latentzoo run", "format": 1, "x": NaN}'
-
-DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
-    "missing folder": (shutil.rmtree, "does not exist; expected the folder of a saved run"),
-    "no run.json": (lambda folder: (folder / "run.json").unlink(), "has no run.json"),
-    "run.json is a folder": (
-        lambda folder: ((folder / "run.json").unlink(), (folder / "run.json").mkdir()),
-        "has no run.json",
+CONTENTS: dict[str, tuple[bytes | Callable[[bytes], bytes], str]] = {
+    "empty": (b"", "is cut short, or is no safetensors file"),
+    "a few bytes": (lambda content: content[:7], "is cut short, or is no safetensors file"),
+    "header cut short": (lambda content: content[:100], "is cut short, or is no safetensors file"),
+    "arrays cut short": (lambda content: content[:-9], "were written: save the fit again"),
+    "too long": (lambda content: content + b"x", "were written: save the fit again"),
+    "a pickle": (b"\x80\x04\x95garbage" * 10, "is cut short, or is no safetensors file"),
+    "huge header": (headed(b"{}")[:0] + (2**62).to_bytes(8, "little") + b"{}" * 64, "is cut short, or is no"),
+    "header no text": (headed(b"\xff\xfe{}"), "the header of run.safetensors is damaged"),
+    "header too deep": (headed(b"[" * 200_000), "the header of run.safetensors is damaged (nested too deep)"),
+    "header a list": (headed(b"[1, 2]"), "has no header of safetensors"),
+    "header with NaN": (headed(b'{"x": NaN}'), "the header of run.safetensors is damaged (NaN is not JSON)"),
+    "metadata a number": (headed(b'{"__metadata__": 3}'), "has no header of safetensors"),
+    "of another program": (OTHERS, "run.safetensors is not from latentzoo"),
+    "metadata of another program": (
+        safetensors.torch.save(ARRAYS, {"format": "pt"}),
+        "run.safetensors is not from latentzoo",
     ),
-    "run.json empty": (damage_text(lambda text: b""), "is cut short or is not JSON"),
-    "run.json cut short": (damage_text(lambda text: text[: len(text) // 2]), "is cut short or is not JSON"),
-    "run.json binary": (damage_text(lambda text: b"\x80\x04\x95" + text), "is cut short or is not JSON"),
-    "run.json with NaN": (damage_text(lambda text: NAN_JSON), "is not JSON (NaN is not JSON)"),
-    "run.json too deep": (damage_text(lambda text: b"[" * 200_000), "is not JSON (nested too deep)"),
-    "run.json a list": (damage_text(lambda text: b"[1, 2]"), "run.json is not from latentzoo"),
-    "foreign run.json": (damage_text(lambda text: b'{"lr": 0.1, "format": 1}'), "run.json is not from latentzoo"),
-    "format in words": (damage_json(lambda h: h.update(format="csv")), "run.json is not from latentzoo"),
-    "newer format": (
-        damage_json(lambda h: (h.pop("arrays"), h.update(format=7, tensors=[]))),
-        "written by format 7, this reads up to 1: upgrade latentzoo",
+    "metadata not JSON": (forged("3 4"), "the record in run.safetensors is damaged"),
+    "metadata a list": (forged("[1]"), "run.safetensors is [1], expected an object"),
+    "1e999": (forged(json.dumps(told()).replace("{}", '{"x": 1e999}')), "(1e999 is too large for a number)"),
+    "a number of 5000 digits": (forged(json.dumps(told()).replace("{}", '{"x": 1' + "0" * 5000 + "}")), "is damaged"),
+    "a field twice": (forged(json.dumps(told()).replace("{}", '{"x": 1, "x": 2}')), "('x' stands twice)"),
+    "newer format": (forged(json.dumps({"format": 7})), "written by format 7, this reads up to 2: upgrade latentzoo"),
+    "format zero": (forged(json.dumps(told(format=0))), "is not of format 2"),
+    "format in words": (forged(json.dumps(told(format="two"))), "run.safetensors.format is 'two', expected a whole"),
+    "format a bool": (forged(json.dumps(told(format=True))), "format is True, expected a whole number"),
+    "no digest": (forged(without("sha256")), "run.safetensors lacks the field 'sha256'"),
+    "no record": (forged(without("record")), "run.safetensors lacks the field 'record'"),
+    "an unknown field": (forged(json.dumps(told(extra=1))), "has the field 'extra', which is none of sha256, format"),
+    "record a list": (forged(json.dumps(told(record=[]))), "run.safetensors.record is [], expected an object"),
+    "names a number": (forged(json.dumps(told(arrays=["loc", 3]))), "run.safetensors.arrays[1] is 3, expected text"),
+    "versions a list": (forged(json.dumps(told(versions=[]))), "run.safetensors.versions is [], expected an object"),
+    "more metadata": (forged(json.dumps(told()), more="x"), "is not of format 2"),
+    "digest of another length": (forged(json.dumps(told(sha256="ab"))), "has no digest"),
+    "digest of other bytes": (forged(json.dumps(told(sha256="ab" * 32))), "its sha256 differs"),
+    "an array less": (forged(json.dumps(told()), {"loc": ARRAYS["loc"]}), "names other arrays than it holds"),
+    "an array more": (forged(json.dumps(told()), ARRAYS | {"z": torch.ones(1)}), "names other arrays than it holds"),
+    "shape beyond the data": (
+        headed(OVERLAP % json.dumps(json.dumps(told())).encode()),
+        "its sha256 differs",
     ),
-    "format zero": (damage_json(lambda h: h.update(format=0)), "lacks the fields of format 1"),
-    "a foreign key": (damage_json(lambda h: h.update(extra=1)), "lacks the fields of format 1"),
-    "a key less": (damage_json(lambda h: h.pop("record")), "lacks the fields of format 1"),
-    "record a list": (damage_json(lambda h: h.update(record=[])), "lacks the fields of format 1"),
-    "arrays undescribed": (damage_json(lambda h: h.update(arrays="x")), "does not describe its arrays"),
-    "no hash": (damage_json(lambda h: h["arrays"].pop("sha256")), "does not describe its arrays"),
-    "size in words": (damage_json(lambda h: h["arrays"].update(bytes="12")), "gives no size, or no shapes"),
-    "shapes in words": (damage_json(lambda h: h["arrays"].update(tensors="loc")), "gives no size, or no shapes"),
-    "arrays elsewhere": (elsewhere, "run.json names its arrays '../arrays-"),
-    "arrays at the root": (damage_json(lambda h: h["arrays"].update(file="/etc/passwd")), "names its arrays '/etc/pas"),
-    "arrays renamed": (renamed, "run.json names its arrays 'weights.safetensors'"),
-    "arrays a number": (damage_json(lambda h: h["arrays"].update(file=3)), "run.json names its arrays 3"),
-    "arrays missing": (lambda folder: arrays_of(folder).unlink(), "is missing, and run.json needs it"),
-    "arrays cut short": (damage_arrays(lambda content: content[:-9]), "of the 184 bytes that were written"),
-    "arrays too long": (damage_arrays(lambda content: content + b"x"), "has more than the expected 184 bytes"),
-    "arrays altered": (damage_arrays(flip), "is not what was written, its sha256 differs"),
-    "forged, not safetensors": (lambda folder: forge(folder, b"\x80\x04\x95garbage"), "is not a safetensors file"),
-    "forged, huge header": (lambda folder: forge(folder, HUGE_HEADER), "is not a safetensors file"),
-    "forged, shape beyond the data": (
-        lambda folder: forge(folder, len(OVERLAP).to_bytes(8, "little") + OVERLAP + b"\0" * 8),
-        "is not a safetensors file",
-    ),
-    "forged, another shape": (lambda folder: forge(folder, OTHER), "array 'loc' is {'shape': [3, 2]"),
-    "forged, an array less": (lambda folder: forge(folder, FEWER), "array 'weights' is None; run.json says {"),
-    "forged, an array more": (lambda folder: forge(folder, MORE), "array 'z' is {'shape': [1]"),
-    "forged, another type": (
-        lambda folder: forge(folder, arrays_of(folder).read_bytes(), loc={"shape": [2, 3], "dtype": "float32"}),
-        "array 'loc' is {'shape': [2, 3], 'dtype': 'float64'}; run.json says {'shape': [2, 3], 'dtype': 'float32'}",
+    "offsets of text": (
+        headed(OVERLAP.replace(b"[0,8]", b'"0"') % json.dumps(json.dumps(told())).encode()),
+        "does not say where its array 'loc' is",
     ),
 }
 
 
-@pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_folder_is_named_in_one_plain_line(run: Path, damage: str) -> None:
-    apply, met = DAMAGES[damage]
-    apply(run)
+@pytest.mark.parametrize("damage", CONTENTS)
+def test_a_damaged_file_is_named_in_one_plain_line(run: Path, damage: str) -> None:
+    content, met = CONTENTS[damage]
+    path = run / RUN_FILE
+    path.write_bytes(content(path.read_bytes()) if callable(content) else content)
     with pytest.raises(RunError) as caught:
         read_run(run)
     assert met in str(caught.value)
@@ -147,37 +111,62 @@ def test_a_damaged_folder_is_named_in_one_plain_line(run: Path, damage: str) -> 
     assert "\n" not in str(caught.value)
 
 
-def test_a_huge_run_json_is_not_read(run: Path) -> None:
-    os.truncate(run / "run.json", 2**40)  # a sparse file: a terabyte to read, nothing on disk
-    with pytest.raises(RunError, match="has more than the expected"):
+def test_a_forged_file_with_a_right_digest_is_read(run: Path) -> None:
+    """So what is refused above is refused for what is wrong with it."""
+    (run / RUN_FILE).write_bytes(forged(json.dumps(told(record={"x": 1}))))
+    assert read_run(run)[1] == {"x": 1}
+
+
+def test_a_forged_shape_with_a_right_digest_is_refused(run: Path) -> None:
+    content = headed(OVERLAP % json.dumps(json.dumps(told(arrays=["loc"]))).encode())
+    (run / RUN_FILE).write_bytes(content.replace(b"0" * 64, hashlib.sha256(content).hexdigest().encode(), 1))
+    with pytest.raises(RunError, match=r"run.safetensors holds no arrays \("):
         read_run(run)
 
 
-@pytest.mark.parametrize("part", ["run.json", "safetensors"])
-def test_a_run_that_may_not_be_read(run: Path, part: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bit_flipped_anywhere_is_refused_in_one_plain_line(run: Path) -> None:
+    path = run / RUN_FILE
+    content = path.read_bytes()
+    for place in range(len(content)):
+        for bit in (place % 8, 5):  # 5 turns a letter from small to large
+            damaged = bytearray(content)
+            damaged[place] ^= 1 << bit
+            path.write_bytes(damaged)
+            with pytest.raises(RunError) as caught:
+                read_run(run)
+            assert str(caught.value).startswith(f"{run}: ")
+            assert "\n" not in str(caught.value)
+
+
+FOLDERS: dict[str, tuple[Callable[[Path], object], str]] = {
+    "missing folder": (shutil.rmtree, "does not exist; expected the folder of a saved run"),
+    "no run": (lambda folder: (folder / RUN_FILE).unlink(), "has no run.safetensors"),
+    "a folder in its place": (
+        lambda folder: ((folder / RUN_FILE).unlink(), (folder / RUN_FILE).mkdir()),
+        "has no run.safetensors",
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", FOLDERS)
+def test_a_folder_without_a_run(run: Path, damage: str) -> None:
+    apply, met = FOLDERS[damage]
+    apply(run)
+    with pytest.raises(RunError) as caught:
+        read_run(run)
+    assert str(caught.value).startswith(f"{run}: {met}")
+
+
+def test_a_huge_file_is_not_read(run: Path) -> None:
+    os.truncate(run / RUN_FILE, 2**40)  # a sparse file: a terabyte to read, nothing on disk
+    with pytest.raises(RunError, match="has 1099511627776 bytes"):
+        read_run(run)
+
+
+def test_a_run_that_may_not_be_read(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def deny(path: Path, mode: str) -> Any:  # file modes would not stop root
-        if path.name.endswith(part):
-            raise PermissionError(13, "Permission denied")
-        return open(path, mode)
+        raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(runs, "open", deny, raising=False)
-    with pytest.raises(RunError, match=rf"{part} cannot be read \(Permission denied\): "):
+    monkeypatch.setattr(run_folder, "open", deny, raising=False)
+    with pytest.raises(RunError, match=r"run.safetensors cannot be read \(Permission denied\): "):
         read_run(run)
-
-
-def test_a_run_that_is_replaced_while_it_is_read(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The reader has read the old run.json; the writer finishes, and the old arrays are gone."""
-    read_header, calls = runs._read_header, []
-
-    def overtaken(folder: Path) -> bytes:
-        text = read_header(folder)
-        if not calls:
-            write_run(folder, {"x": torch.full((2,), 9.0)}, {"step": 9})
-        calls.append(folder)
-        return text
-
-    monkeypatch.setattr(runs, "_read_header", overtaken)
-    arrays, record = read_run(run)
-    assert record == {"step": 9}
-    assert arrays["x"].tolist() == [9.0, 9.0]
-    assert len(calls) == 2

@@ -1,7 +1,5 @@
 """Bad input meets one plain error that names what was met, what was expected, and the way out."""
 
-import json
-
 import numpy as np
 import pandas as pd
 import pyro
@@ -11,7 +9,9 @@ import torch
 from pyro.distributions import constraints
 
 from latentzoo import Pair, em, zoo
+from latentzoo.inference.base import run_folder
 from latentzoo.inference.base.errors import ConvergenceWarning, DataError, ModelError, OptionError, RunError
+from latentzoo.inference.base.run_folder import read_run, write_run
 from latentzoo.inference.data.seeding import SEEDING_ROWS, kmeans_plusplus
 from latentzoo.models.registry import RegistryError, register
 
@@ -376,19 +376,21 @@ def test_a_name_that_is_taken():
 # --- run folders ------------------------------------------------------------------------------------------------------
 
 
-def test_a_run_folder_of_another_version(tmp_path):
+def test_a_run_folder_of_another_version(tmp_path, monkeypatch):
     zoo.fit("gaussian_mixture", X, num_components=2).save(tmp_path)
-    run = json.loads((tmp_path / "run.json").read_text())
-    (tmp_path / "run.json").write_text(json.dumps({**run, "format": 99}))
+    arrays, record = read_run(tmp_path)
+    monkeypatch.setattr(run_folder, "FORMAT", 99)
+    write_run(tmp_path, arrays, record)
+    monkeypatch.undo()
     with pytest.raises(RunError, match="99"):
         zoo.load(tmp_path)
 
 
 def test_a_run_of_a_model_that_is_not_registered_imports_nothing(tmp_path):
     zoo.fit("gaussian_mixture", X, num_components=2).save(tmp_path)
-    run = json.loads((tmp_path / "run.json").read_text())
-    run["record"]["origin"] = {"name": "system", "factory": "os:system", "hyperparameters": {"command": "true"}}
-    (tmp_path / "run.json").write_text(json.dumps(run))
+    arrays, record = read_run(tmp_path)
+    origin = {"name": "system", "factory": "os:system", "hyperparameters": {"command": "true"}}
+    write_run(tmp_path, arrays, record | {"origin": origin})
     with pytest.raises(RunError, match=r"os:system.*not registered"):
         zoo.load(tmp_path)
 

@@ -240,7 +240,7 @@ def test_a_checkpoint_of_something_else_is_refused(tmp_path):
         zoo.load(tmp_path / "run")
     zoo.fit(Pair(mixture), X, inference="svi", **FEW).save(tmp_path / "fit")
     refuses(RunError, "finished fit", checkpoint=tmp_path / "fit", resume=True)
-    (tmp_path / "run" / "run.json").write_text("{")
+    (tmp_path / "run" / "run.safetensors").write_text("{")
     refuses(RunError, "run", **part)
 
 
@@ -268,7 +268,7 @@ def test_a_process_killed_at_any_moment_leaves_a_checkpoint_that_loads(tmp_path)
         deadline = time.monotonic() + 60
         while time.monotonic() < deadline:
             time.sleep(moments.uniform(0.1, 0.5))
-            if (tmp_path / "run" / "run.json").exists() and read_run(tmp_path / "run")[1]["step"] > before + 20:
+            if (tmp_path / "run" / "run.safetensors").exists() and read_run(tmp_path / "run")[1]["step"] > before + 20:
                 break
         process.send_signal(signal.SIGKILL)
         process.wait()
