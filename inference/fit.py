@@ -26,6 +26,7 @@ from .posterior import draws, graphs, guided, predictions
 from .posterior import exact as verbs
 from .posterior import summary as words
 from .posterior.anomaly import anomalies, renamed, row_names
+from .posterior.compiled import Compiled
 from .posterior.kinds import NETWORKS, OWN, filling_of, making_of, posterior_of
 from .program.deterministic import Moments
 
@@ -77,6 +78,7 @@ class Fit:
     versions: dict[str, str] = field(default_factory=dict)
     data: Dataset | None = field(default=None, compare=False)
     weights: Any = field(default=None, compare=False)
+    compiled: Compiled = field(default_factory=Compiled, compare=False)
 
     # --- how good ---------------------------------------------------------------------------------------------------
 

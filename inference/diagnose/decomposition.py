@@ -10,8 +10,7 @@ from ..base.options import row_weights
 from ..data.schema import Dataset
 from ..em.mstep import m_step
 from ..em.plan import make_plan
-from ..linear_gaussian.reader import read_exact
-from ..program.compiler import compile_program
+from ..posterior.compiled import bound
 from ..program.estep import Expectations, expectations
 from ..program.objective import expected_complete, log_prior
 from ..program.program import Program
@@ -40,8 +39,8 @@ def half_steps(
     no gap.
     """
     with engine_state(fit.seed):
-        model, structure = read_exact(fit.pair.model, dataset.values)
-        program = compile_program(model, dataset.values, structure)
+        known = bound(fit, dataset)
+        program = known.on(dataset.values, known.structure, anew=True)
         plan = make_plan(program, floor)
         share = row_weights(weights, program.num_rows, "cpu")
         params = {name: value.unsqueeze(0) for name, value in fit.start.items()}

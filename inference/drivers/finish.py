@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..base.errors import FitError, warn
 from ..base.unconstrained import free_dims
+from ..data.devices import device_of
 from ..data.schema import Dataset
 from ..fit import Fit
 from ..io.saving import versions
 from ..linear_gaussian.loadings_plan import rotations
+from ..linear_gaussian.marginalize import varies_by_row
 from ..optimize.modes import Reached
 from ..pair import Pair
+from ..posterior.compiled import Compiled
+from ..program.compiler import compile_program
 from ..program.estep import expectations
 from ..program.posteriors import entropy
 
@@ -57,9 +63,25 @@ def finish(pair: Pair, dataset: Dataset, reached: Reached, *, inference: str, se
         versions=versions(),
         data=dataset,
         weights=weights,
+        compiled=_compiled(reached, params, dataset),
     )
     if reached.failure:
         raise FitError(f"{inference}: {reached.failure}; error.fit is what was reached", fit.params, fit)
     if reached.note:
         warn(f"{inference}: {reached.note}")
     return fit
+
+
+def _compiled(reached: Reached, params: dict[str, Tensor], dataset: Dataset) -> Compiled:
+    """The program that verbs will use. They look at what was fitted on a GPU on the CPU, so they compile it there."""
+    program, drawn = reached.program, bool(reached.guide)
+    if program is None or device_of(dataset.values).type != "cpu":
+        return Compiled()
+    if program.structure.continuous:  # the fit scored some of them in closed form, or let all stand at a point
+        if not drawn:
+            return Compiled()
+        given = program.structure.continuous
+        program = compile_program(program.model, program.data, program.structure, given=given)
+    program = replace(program, reached=params)
+    anywhere = {} if varies_by_row(program.model) else {drawn: program}
+    return Compiled(anywhere, {drawn: program} if program.data is dataset.values else {})

@@ -26,7 +26,8 @@ from ..pair import Pair
 from ..program.checks import check_latents, check_rows, check_spread, check_values
 from ..program.compiler import compile_program
 from ..program.estep import one_thread
-from ..trace.structure import Structure, read
+from ..program.program import Program
+from ..trace.structure import Structure, read_again
 from .mstep import EMSteps
 from .plan import make_plan
 from .separation import check_certain
@@ -57,10 +58,18 @@ class EMOptions:
         object.__setattr__(self, "seed", check_seed(self.seed))
 
 
-def fit_em(pair: Pair, dataset: Dataset, share: Tensor | None, options: EMOptions) -> Reached:
-    """Raise log p(x) from each start; rows weigh `share` (N,). Call inside `engine_state`."""
+def fit_em(
+    pair: Pair, dataset: Dataset, share: Tensor | None, options: EMOptions, known: Program | None = None
+) -> Reached:
+    """Raise log p(x) from each start; rows weigh `share` (N,). Call inside `engine_state`.
+
+    The model is read, unless its program on other data is `known`.
+    """
     generator = torch.Generator().manual_seed(options.seed)
-    model, structure = read_exact(pair.model, dataset.values)
+    if known is None:
+        model, structure = read_exact(pair.model, dataset.values)
+    else:
+        model, structure = known.model, known.structure_on(dataset.values)
     check_latents(structure)
     check_values(structure, dataset.schema)
     rows, batch_size = structure.num_rows, options.batch_size
@@ -117,5 +126,4 @@ def _collapsed(
     first = torch.full((count,), len(values), device=values.device)
     first = first.scatter_reduce(0, group, torch.arange(len(values), device=values.device), "amin")
     distinct = slice_rows(values, first)
-    given = {name: param.value for name, param in structure.params.items()}
-    return distinct, total, read(model, distinct, given)
+    return distinct, total, read_again(model, distinct, structure)

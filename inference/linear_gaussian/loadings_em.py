@@ -17,8 +17,7 @@ from torch import Tensor
 
 from ..families.base import Args, square
 from ..optimize.squarem import squarem
-from ..program.complete_data import fixed_expectations, is_fixed, known_weights
-from ..program.estep import Expectations
+from ..program.estep import Expectations, fixed_expectations, is_fixed, known_weights
 from ..program.links import LINKS
 from ..program.program import Program
 from ..program.sites import Argument, Params, Site

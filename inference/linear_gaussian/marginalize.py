@@ -33,6 +33,7 @@ class Gather:
 
     param: str
     cells: Tensor
+    by_row: bool = False  # other cells for other rows
 
     def of(self, values: Mapping[str, Tensor], met: Tensor) -> Tensor:
         """These cells in the shape in which they were met in a run, whose dims of size 1 may stand elsewhere."""
@@ -76,6 +77,11 @@ class Marginal:
         with SumOut(self) as handler:
             self.model(data)
         return handler.values
+
+
+def varies_by_row(model: Any) -> bool:
+    """Whether which cells an argument is made of was seen row by row, so that on other rows it must be seen again."""
+    return isinstance(model, Marginal) and any(g.by_row for own in model.gathers.values() for g in own.values())
 
 
 class SumOut(Messenger):

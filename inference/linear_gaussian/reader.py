@@ -14,7 +14,7 @@ from torch import Tensor
 from ..base.errors import ModelError
 from ..base.unconstrained import base_constraint
 from ..trace.handlers import ROOM_FOR_PLATES, Bind, base_of, double, run
-from ..trace.structure import Structure, read
+from ..trace.structure import Structure, read, read_again
 from .marginalize import WAY_OUT, Gather, Marginal, SumOut
 
 NUMBERED = (constraints.real, constraints.positive, constraints.nonnegative, constraints.softplus_positive)
@@ -35,7 +35,7 @@ def read_exact(model: Any, data: Any, values: Mapping[str, Tensor] | None = None
     if not structure.continuous:
         return model, structure
     marginal = sum_out(model, data, structure)
-    return marginal, read(marginal, data, values)
+    return marginal, read_again(marginal, data, structure)
 
 
 def sum_out(model: Any, data: Any, structure: Structure) -> Marginal:
@@ -118,5 +118,7 @@ def _gathers(
                 continue
             own = owner[cells].unique()
             if len(own) == 1:
-                out.setdefault(site, {})[key] = Gather(names[int(own)], place[cells])
+                dim = structure.data_dim - (1 if key == "loc" else 2)
+                by_row = cells.dim() >= -dim and cells.shape[dim] > 1
+                out.setdefault(site, {})[key] = Gather(names[int(own)], place[cells], by_row)
     return out

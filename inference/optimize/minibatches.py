@@ -16,7 +16,7 @@ from torch import Tensor
 from ..base.errors import OptionError
 from ..data.batches import Batches
 from ..program.estep import Expectations, expectations
-from ..program.program import Program, on_rows
+from ..program.program import Program
 from ..program.sites import Params
 from .coordinate_ascent import Steps
 from .schedule import Schedule
@@ -73,7 +73,7 @@ class Stepwise:
 def batch_expectations(program: Program, params: Params, weights: Tensor | None, rows: Tensor) -> Expectations:
     """Expected statistics of a batch, times N / B."""
     share = None if weights is None else weights[rows]
-    found = expectations(on_rows(program, rows), params, share, workers=1)
+    found = expectations(program.on_rows(rows), params, share, workers=1)
     scale = program.num_rows / len(rows)
     return found._replace(sums={name: (s1 * scale, s0 * scale) for name, (s1, s0) in found.sums.items()})
 

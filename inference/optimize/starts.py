@@ -12,6 +12,7 @@ from torch.distributions import transform_to
 from ..base.errors import DataError, ModelError
 from ..data.seeding import TooFewRows
 from ..pair import Initialize, Pair, Start
+from ..program.posteriors import expected_counts
 from ..program.program import Program
 from ..program.sites import Params
 from ..trace.handlers import double
@@ -126,7 +127,7 @@ def _is_symmetric(program: Program, starts: Params) -> bool:
     if not program.latents or program.num_rows < 2:
         return False
     first = {name: value[:1] for name, value in starts.items()}
-    for _, posteriors in program.posteriors(first):
+    for _, posteriors in expected_counts(program, first):
         for table in posteriors.values():
             if len(table) > 1 and bool(((table - table[:1]).abs() > 1e-9).any()):
                 return False

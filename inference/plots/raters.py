@@ -16,10 +16,10 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from ..posterior.compiled import structure_on
 from ..program.sites import Layout
 from ..trace.handlers import engine_state
 from ..trace.provenance import plain, provenance
-from ..trace.structure import read
 from .columns import UnfitKind
 from .reader import rows_of, trace_of
 from .style import SMALL, TEXT, count, percent, picture
@@ -85,7 +85,7 @@ def read_confusion(fit: Any, data: Any = None) -> Confusion:
         values = dataset.values
         if not isinstance(values, Tensor) or values.dim() < 2:
             raise UnfitKind("the data are no table of several columns: try profiles, bound")
-        structure = read(fit.pair.model, values, fit.params)
+        structure = structure_on(fit, dataset)
         layout = Layout.of(structure)
         sites = trace_of(fit, values, layout)
         for name in structure.observed:

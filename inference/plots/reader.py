@@ -12,12 +12,12 @@ from torch import Tensor
 from ..base.options import row_weights
 from ..data.schema import Dataset
 from ..data.structures import map_tensors, num_rows
+from ..posterior.compiled import structure_on
 from ..posterior.generate import empty_rows
-from ..program.checks import check_values
 from ..program.sites import Layout
 from ..trace.handlers import Bind, engine_state, sample_sites
 from ..trace.provenance import plain, provenance, symbol
-from ..trace.structure import Structure, read
+from ..trace.structure import Structure
 from .columns import Item, Reading, UnfitKind, part
 
 ROWS = 100_000  # rows that are read at most
@@ -44,10 +44,9 @@ def read_columns(fit: Any, data: Any, nature: str) -> Reading:
     """
     with engine_state(fit.seed), torch.no_grad():
         dataset, weights, total = rows_of(fit, data)
-        structure = read(fit.pair.model, dataset.values, fit.params)
+        structure = structure_on(fit, dataset)
         names = _of_nature(structure, nature)
         _check_latents(structure)
-        check_values(structure, dataset.schema)
         layout = Layout.of(structure)
         few = part(dataset, torch.arange(min(ROWS_OF_ARGUMENTS, num_rows(dataset.values))))
         known, places = trace_of(fit, few.values, layout), trace_of(fit, dataset.values, layout)

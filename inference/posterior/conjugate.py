@@ -17,7 +17,6 @@ from ..program.posteriors import marginals
 from ..program.program import Program
 from ..svi.guide import Sampled
 from ..trace.provenance import plain
-from ..trace.structure import Structure
 
 LOCAL_SWEEPS = 1_000  # at most, over several latents of a row
 
@@ -89,9 +88,20 @@ class FactorGuide:
         return marginals(self.field.program, moments)
 
 
-def factor_guide(fit: Any, data: Any, structure: Structure) -> FactorGuide:
-    """A fit's factors on (new) data."""
-    derived = mean_field(fit.pair.model, data, structure, fallback=True)
+def factor_guide(fit: Any, program: Program) -> FactorGuide:
+    """A fit's factors on the rows of its program; those on its own rows are kept."""
+    held = fit.compiled
+    if program is not held.own.get(True):
+        return _derived(fit, program)
+    if held.factors is None:
+        held.factors = _derived(fit, program)
+    found: FactorGuide = held.factors
+    return found
+
+
+def _derived(fit: Any, program: Program) -> FactorGuide:
+    structure = program.structure
+    derived = mean_field(fit.pair.model, program.data, structure, fallback=True)
     shared = {
         name: fit.params[name] if isinstance(derived.families[name], Point) else fit.guide_parts[name]
         for name in structure.params

@@ -25,6 +25,7 @@ from ..program.posteriors import joint_posterior
 from ..program.program import Program
 from ..program.sites import Params
 from ..trace.handlers import engine_state
+from .compiled import program_of
 from .exact import program_on
 from .generate import empty_rows, simulate
 
@@ -123,6 +124,6 @@ def bootstrap(fit: Any, num: int, seed: int) -> dict[str, Tensor]:
     for values in sets:
         dataset = adapt(values, by=fit.pair.by)
         with engine_state(seed):
-            again = fit_em(on_table(fit.pair, dataset.schema), in_double(dataset), None, options)
+            again = fit_em(on_table(fit.pair, dataset.schema), in_double(dataset), None, options, program_of(fit))
         drawn.append(relabel(again.best.params, fit.params, cells))
     return {name: torch.stack([d[name] for d in drawn]) for name in fit.params}

@@ -9,22 +9,17 @@ from torch import Tensor
 
 from ..data.schema import Dataset
 from ..linear_gaussian.posterior import normal_moments, normal_posterior, summed_out
-from ..linear_gaussian.reader import read_exact
-from ..program.checks import check_values
-from ..program.compiler import compile_program
 from ..program.deterministic import Moments, moments
 from ..program.posteriors import joint_posterior, marginals
 from ..program.program import Program
 from ..program.sites import Params
 from ..trace.handlers import engine_state
+from .compiled import bound
 
 
 def program_on(fit: Any, dataset: Dataset) -> tuple[Program, Params]:
-    """A fit's model compiled on (new) data under its params. Call inside `engine_state`."""
-    model, structure = read_exact(fit.pair.model, dataset.values, fit.params)
-    check_values(structure, dataset.schema)
-    program = compile_program(model, dataset.values, structure)
-    return program, {name: value.unsqueeze(0) for name, value in fit.params.items()}
+    """A fit's program on (new) data, and its params. Call inside `engine_state`."""
+    return bound(fit, dataset), {name: value.unsqueeze(0) for name, value in fit.params.items()}
 
 
 def score(fit: Any, dataset: Dataset) -> Tensor:

@@ -19,8 +19,6 @@ from ..base.unconstrained import Parts
 from ..cavi.fit import CONJUGATE
 from ..data.schema import Dataset
 from ..pair import Pair
-from ..program.checks import check_values
-from ..program.compiler import compile_program
 from ..program.deterministic import Moments
 from ..program.posteriors import marginals
 from ..program.program import Program
@@ -32,7 +30,7 @@ from ..svi.normal_guides import SHAPES
 from ..svi.options import SVIOptions
 from ..svi.user_guide import OwnGuide, own_guide
 from ..trace.handlers import Bind, engine_state
-from ..trace.structure import read
+from .compiled import bound
 from .conjugate import FactorGuide, factor_guide
 from .draws import latent_draws
 
@@ -56,13 +54,12 @@ class Guided(NamedTuple):
 
 
 def guided_on(fit: Any, dataset: Dataset) -> Guided:
-    """Read a fit's model and guide on (new) data; rows that are new get a guide of their own, fitted now.
+    """A fit's program and guide on (new) data; rows that are new get a guide of their own, fitted now.
 
     Call inside `engine_state`.
     """
-    structure = read(fit.pair.model, dataset.values, fit.params)
-    check_values(structure, dataset.schema)
-    program = compile_program(fit.pair.model, dataset.values, structure, given=structure.continuous)
+    program = bound(fit, dataset, drawn=True)
+    structure = program.structure
     learned = {n: v for n, v in fit.params.items() if structure.params[n].prior is None}
     point = {name: value.unsqueeze(0) for name, value in learned.items()}
     if fit.guide == "own":
@@ -70,7 +67,7 @@ def guided_on(fit: Any, dataset: Dataset) -> Guided:
         own, _ = own_guide(fit.pair.guide, dataset.values, structure, lambda free: values, values)
         return Guided(program, replace(own, params={}), {}, point)
     if fit.guide == CONJUGATE:
-        return Guided(program, factor_guide(fit, dataset.values, structure), {}, point)
+        return Guided(program, factor_guide(fit, program), {}, point)
     sampler, _, _ = derive(structure, SHAPES[fit.guide], fit.params)
     free = dict(fit.guide_parts)
     rows = free.pop(ROWS, torch.empty(0, dtype=torch.uint8))
@@ -189,7 +186,7 @@ def sample_posterior(fit: Any, dataset: Dataset, num: int, seed: int) -> Params:
 def continuous_of(fit: Any, dataset: Dataset) -> set[str]:
     """Names of the latents that the guide has a factor of."""
     with engine_state(fit.seed):
-        structure = read(fit.pair.model, dataset.values, fit.params)
+        structure = bound(fit, dataset, drawn=True).structure
     return {n for n, param in structure.params.items() if param.prior is not None} | set(structure.continuous)
 
 

@@ -13,8 +13,9 @@ from ..data.schema import Dataset
 from ..program.deterministic import Moments
 from ..trace.handlers import Bind, base_of, engine_state, run
 from ..trace.provenance import known_cells, plain, symbol
-from ..trace.structure import Structure, read
+from ..trace.structure import Structure
 from . import generate
+from .compiled import bound
 from .conjugate import FactorGuide, factor_guide
 
 
@@ -99,8 +100,8 @@ def _expected(fit: Any, dataset: Dataset) -> list[Cells] | None:
     if not isinstance(dataset.values, Tensor):
         raise DataError("predictions: the data are a structure, expected a table")
     with engine_state(fit.seed), torch.no_grad():
-        structure = read(fit.pair.model, dataset.values, fit.params)
-        guide = factor_guide(fit, dataset.values, structure)
+        program = bound(fit, dataset, drawn=True)
+        guide, structure = factor_guide(fit, program), program.structure
         field = guide.field
         if set(field.bilinear) != set(structure.observed):
             return None

@@ -12,7 +12,7 @@ from ..data.schema import Dataset, Schema
 from ..linear_gaussian.posterior import Loadings, loadings_of, summed_out
 from ..linear_gaussian.rotation import varimax
 from ..trace.handlers import DIVIDER, engine_state
-from .exact import program_on
+from .compiled import compiled_on, program_of
 from .topic_shares import topics_of
 
 SHOWN = 12  # columns
@@ -135,7 +135,9 @@ def _loadings(fit: Any) -> Loadings | None:
     rows = torch.randn(MADE_UP, schema.width, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     try:
         with engine_state(fit.seed), torch.no_grad():
-            program, params = program_on(fit, Dataset(rows, Schema(None, {}, "tensor", schema.width)))
+            made_up = Dataset(rows, Schema(None, {}, "tensor", schema.width))
+            program = program_of(fit) or compiled_on(fit, made_up)
+            params = {name: value.unsqueeze(0) for name, value in fit.params.items()}
             if len(summed_out(program)) != 1:  # a latent beside the factors has loadings that nobody may turn
                 return None
             found = loadings_of(program, params)

@@ -12,9 +12,9 @@ from ..data.columns import center_and_variance
 from ..families.base import Family
 from ..trace.structure import Structure
 from .evidence import Elimination
-from .gathered import gathered_site
+from .gathered import gathered_site, where_params_have_it
 from .missing_patterns import Patterns, find_patterns
-from .program import Program
+from .program import Centers, Program
 from .sites import Argument, Layout, Site, chunks, read_arguments
 
 BY_ROW = "its arguments depend on the row"
@@ -37,17 +37,23 @@ def compile_program(
     natural: bool = True,
     given: Collection[str] = (),
     read: Reader = read_plainly,
+    centers: Centers | None = None,
 ) -> Program:
     """Sort the sites of a model by how they can be scored.
 
     Parameters
     ----------
+    structure : Structure
+        What a reading of the model said, on these data.
     natural : bool
         ``False`` scores every observed site by running the model: slower, the same numbers (the tests compare them).
     given : names
         Continuous latents of a row that each run is given values of, scored like observed sites.
     read : callable
         ``read(name, fn, layout, keep_rows)`` finds the family and arguments of a site (`sites.read_arguments`).
+    centers : dict, optional
+        Where columns are measured from, by site; of those it does not name, where the params have them. So the score of
+        a row does not depend on the rows beside it. Default: from the means of these data.
     """
     layout = Layout.of(structure)
     holding = {p for latent in structure.latents.values() for p in latent.plates if p != structure.data_plate}
@@ -63,7 +69,7 @@ def compile_program(
         kind, args, inner = read(name, node["fn"], layout, False)
         reason = _why_scored(node, kind, args, frames, holding, structure, natural)
         if reason == BY_ROW and name in structure.observed:
-            found = gathered_site(name, node, layout, read)
+            found = gathered_site(name, node, layout, read, centers is None)
             if found is not None:
                 products[name] = found[0]
                 base = base + found[1]
@@ -72,7 +78,7 @@ def compile_program(
         if reason is None:
             assert kind is not None
             assert args is not None
-            site = _site(name, node, kind, args, inner, layout)
+            site = _site(name, node, kind, args, inner, layout, centers)
             if name in structure.latents:
                 latents[name] = site
                 continue
@@ -86,9 +92,13 @@ def compile_program(
         if table is not None:
             tables[name] = table
     has_missing = any(_is_missing(structure.trace.nodes[name]["value"]) for name in structure.observed)
+
+    def again(data: Any, structure: Structure, centers: Centers | None) -> Program:
+        return compile_program(model, data, structure, natural, given, read, centers)
+
     order = _elimination(structure)
     return Program(
-        model, data, structure, layout, latents, products, tables, scored, patterns, order, base, has_missing
+        model, data, structure, layout, latents, products, tables, scored, patterns, order, base, has_missing, again
     )
 
 
@@ -148,7 +158,9 @@ def _why_scored(
     return None
 
 
-def _site(name: str, node: Any, kind: Family, args: dict[str, Argument], inner: int, layout: Layout) -> Site:
+def _site(
+    name: str, node: Any, kind: Family, args: dict[str, Argument], inner: int, layout: Layout, centers: Centers | None
+) -> Site:
     count = len(layout.latents)
     batch = [a.value.shape[: a.value.dim() - a.event_dim] for a in args.values()]
     if not node["is_observed"]:
@@ -161,12 +173,25 @@ def _site(name: str, node: Any, kind: Family, args: dict[str, Argument], inner: 
     value = value.expand(layout.num_rows, *cells, *value.shape[value.dim() - kind.event_dim :])
     shape = torch.broadcast_shapes(*(b[:count] for b in batch), (1,) * count)
     missing = _is_missing(value)
-    center: Tensor | float = 0.0
-    variance = None
-    if kind.spread:
-        center, variance = center_and_variance(value if kind.location else value.to(torch.float64).log())
-        center = center if kind.location else 0.0
+    center, variance = _center(name, kind, args, value, count, centers)
     return Site(name, kind, args, (*shape, *cells), kind.event_dim, value, count, center, variance, missing)
+
+
+def _center(
+    name: str, kind: Family, args: dict[str, Argument], value: Tensor, count: int, centers: Centers | None
+) -> tuple[Tensor | float, Tensor | None]:
+    """Where the columns of a site are measured from, and, in training, how they vary."""
+    if not kind.spread:
+        return 0.0, None
+    if centers is None:
+        center, variance = center_and_variance(value if kind.location else value.to(torch.float64).log())
+        return (center if kind.location else 0.0), variance
+    if kind.location is None:
+        return 0.0, None
+    known = centers.get(name)
+    if isinstance(known, Tensor) and known.shape == value.shape[1:]:
+        return known, None
+    return where_params_have_it(args[kind.location].value, count).expand(value.shape[1:]), None
 
 
 def _table_of(name: str, node: Any, layout: Layout) -> Site | None:

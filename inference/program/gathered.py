@@ -107,8 +107,13 @@ def by_rows(found: Any, device: torch.device) -> Tensor:
 # --- finding the groups -----------------------------------------------------------------------------------------------
 
 
-def gathered_site(name: str, node: Any, layout: Layout, read: Any) -> tuple[Site, Tensor | float] | None:
-    """A site by groups, and log h(x) of its rows; None where its arguments are no gathers, or an event is torn."""
+def gathered_site(
+    name: str, node: Any, layout: Layout, read: Any, by_data: bool = True
+) -> tuple[Site, Tensor | float] | None:
+    """A site by groups, and log h(x) of its rows; None where its arguments are no gathers, or an event is torn.
+
+    Values are measured from their means, or, unless `by_data`, from where the params have them.
+    """
     kind, args, inner = read(name, node["fn"], layout, True)
     if kind is None or args is None or any(a.computed for a in args.values()):
         return None
@@ -136,7 +141,11 @@ def gathered_site(name: str, node: Any, layout: Layout, read: Any) -> tuple[Site
     if not all(torch.equal(_at(one, entry, shape), _at(one, chosen[group], shape)) for one in told.values()):
         return None
     out = {key: _argument(a, told[key], chosen, shape, count) for key, a in args.items()}
-    center, variance = _spread(kind, value, entry, group, chosen, width)
+    if by_data:
+        center, variance = _spread(kind, value, entry, group, chosen, width)
+    else:
+        moves = kind.spread and kind.location
+        center, variance = (where_params_have_it(out[moves].value, count) if moves else 0.0), None
     seen_value = value[entry]
     own = {key: a.value for key, a in out.items()}
     moved = seen_value - center[group] if isinstance(center, Tensor) else seen_value
@@ -200,6 +209,11 @@ def _argument(argument: Argument, told: Tensor, chosen: Tensor, shape: tuple[int
         return Argument(picked(told), argument.event_dim)
     value = picked(_by_cell(argument.value, count, len(shape)))
     return Argument(value, argument.event_dim, argument.param, picked(told), argument.depends)
+
+
+def where_params_have_it(location: Tensor, count: int) -> Tensor:
+    """The middle one of the locations (e_1..e_M, ...) of all configurations, (...)."""
+    return location.flatten(0, count - 1).median(0).values if count else location
 
 
 def _spread(

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
 from ..base.errors import ModelError
+from .evidence import posterior
 from .program import Program
-from .sites import Params
+from .sites import Params, chunks
 
 
 def joint_posterior(program: Program, params: Params) -> Tensor:
@@ -23,13 +26,39 @@ def joint_posterior(program: Program, params: Params) -> Tensor:
         raise ModelError(
             "a latent lies in a plate of its own inside the rows: joint posteriors are not tabulated for it"
         )
-    return torch.cat([table.reshape(len(table), -1) for table in program.joint_posteriors(params)])
+    return torch.cat([table.reshape(len(table), -1) for table in _joint_tables(program, params)])
+
+
+def _joint_tables(program: Program, params: Params) -> Iterator[Tensor]:
+    """p(z_1..z_M | x_n) chunk by chunk, (n, K_1..K_M): the gradient for a factor of zeros over all latents."""
+    with torch.no_grad():
+        ready = program.prepare(params)
+        blank = torch.zeros(1, *program.layout.sizes, *(1,) * program.layout.nesting)
+        for rows in chunks(program.num_rows, program.chunk_size(params)):
+            factors, _ = program.factors(ready, rows)
+            size = max(f.shape[-1] for f in factors)
+            _, counts = posterior([*factors, blank.expand(*blank.shape[:-1], size)], program.order)
+            yield counts[-1].reshape(*program.layout.sizes, size).movedim(-1, 0)
+
+
+def expected_counts(program: Program, params: Params) -> Iterator[tuple[slice, dict[str, Tensor]]]:
+    """Posterior expected counts of each latent's own factor by row: (n, e..., plates), for one set of params."""
+    with torch.no_grad():
+        ready = program.prepare(params)
+        for rows in chunks(program.num_rows, program.chunk_size(params)):
+            factors, _ = program.factors(ready, rows)
+            size = max(f.shape[-1] for f in factors)
+            spread = [f.expand(*f.shape[:-1], size) if i < len(ready.latent) else f for i, f in enumerate(factors)]
+            _, counts = posterior(spread, program.order)
+            named = dict(zip(program.latents, counts, strict=False))
+            named |= dict(zip(program.scored, counts[len(counts) - len(program.scored) :], strict=True))
+            yield rows, {name: named[name].squeeze(0).movedim(-1, 0) for name in program.structure.latents}
 
 
 def marginals(program: Program, params: Params) -> dict[str, Tensor]:
     """Marginal posterior of each latent from the counts of its own factor: its parents are summed over."""
     parts: dict[str, list[Tensor]] = {name: [] for name in program.structure.latents}
-    for _, found in program.posteriors(params):
+    for _, found in expected_counts(program, params):
         for name, table in found.items():
             parts[name].append(_marginal(program, name, table))
     return {name: torch.cat(found) for name, found in parts.items()}
@@ -58,7 +87,7 @@ def entropy(program: Program, params: Params, weights: Tensor | None) -> float:
     total = 0.0
     if not program.structure.latents:
         return total
-    for rows, found in program.posteriors(params):
+    for rows, found in expected_counts(program, params):
         for name, table in found.items():
             probs = _marginal(program, name, table)
             values = -torch.special.xlogy(probs, probs).reshape(len(probs), -1).sum(1)

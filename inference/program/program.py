@@ -8,7 +8,7 @@ sites whose computed arguments differ from row to row, or which have no exponent
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -20,10 +20,13 @@ from ..data.structures import slice_rows
 from ..distributions.missing import PartlyObserved, scoring
 from ..families.base import Args
 from ..trace.handlers import Bind, OneRow, Run, run
-from ..trace.structure import Structure
-from .evidence import Elimination, log_evidence, posterior
+from ..trace.provenance import plain
+from ..trace.structure import Structure, read_again
+from .evidence import Elimination, log_evidence
 from .missing_patterns import Patterns, PatternSums
 from .sites import Layout, Params, Site, chunks, read_arguments
+
+Centers = Mapping[str, Tensor | float]  # site -> where its columns are measured from
 
 KEPT_BYTES = 1 << 24  # features of all rows up to this size are computed once
 CHUNK_BYTES = (
@@ -61,7 +64,57 @@ class Program:
     order: tuple[Elimination, ...]
     base: Tensor | float  # sum of log h(x) over sites, (N,) or a number
     has_missing: bool
+    again: Callable[[Any, Structure, Centers | None], Program]  # compiles the same on other data
+    reached: Params = field(default_factory=dict)  # where a fit ended, and other data are looked at
     kept: dict[Any, Any] = field(default_factory=dict, compare=False)
+
+    # --- other rows ---
+
+    def on(self, data: Any, structure: Structure | None = None, anew: bool = False) -> Program:
+        """The program on other data, of any number of rows; the model is not read again.
+
+        Where every observed value is a cell of the table as it stands, and no argument depends on the row, nothing is
+        run. Otherwise (values that are computed from the data, arguments that are, sites that are scored in a run, data
+        that are a structure) what they are is found by one run of the model.
+
+        Parameters
+        ----------
+        structure : Structure, optional
+            `structure_on` these data, where it has been asked for.
+        anew : bool
+            Columns are measured from the means of the new data, whose variances are kept too, as a fit to them wants.
+            Default: from where they were, so that the score of a row does not depend on the rows beside it.
+        """
+        found = self.structure_on(data) if structure is None else structure
+        return self.again(data, found, None if anew else {n: site.center for n, site in self.products.items()})
+
+    def structure_on(self, data: Any) -> Structure:
+        """The structure of the model on other data, by the cheapest way there is."""
+        structure, dim = self.structure, self.structure.data_dim
+        simple = not self.scored and all(site.gathered is None for site in self.products.values())
+        nodes = structure.trace.nodes
+        values = {name: _same_view(nodes[name], self.data, data, dim) for name in structure.observed} if simple else {}
+        if not simple or any(value is None for value in values.values()):
+            return read_again(self.model, data, structure, self.reached)
+        seen = {name: {**nodes[name], "value": value} for name, value in values.items()}
+        plates = {**structure.plates, structure.data_plate: (dim, len(data))}
+        return replace(structure, num_rows=len(data), plates=plates, trace=Run({**nodes, **seen}))
+
+    def on_rows(self, rows: Tensor) -> Program:
+        """The program on some of its own rows (B,), which may repeat; nothing is run."""
+        return replace(
+            self,
+            data=slice_rows(self.data, rows),
+            structure=replace(self.structure, num_rows=len(rows)),
+            layout=replace(self.layout, num_rows=len(rows)),
+            products={name: _site_on(site, rows) for name, site in self.products.items()},
+            patterns={name: found._replace(of_row=found.of_row[rows]) for name, found in self.patterns.items()},
+            tables={},
+            base=self.base[rows] if isinstance(self.base, Tensor) else self.base,
+            kept={},
+        )
+
+    # --- what a pass needs ---
 
     @property
     def runs_model(self) -> bool:
@@ -237,30 +290,6 @@ class Program:
         ]
         return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
-    def joint_posteriors(self, params: Params) -> Iterator[Tensor]:
-        """p(z_1..z_M | x_n) chunk by chunk, (n, K_1..K_M): the gradient for a factor of zeros over all latents."""
-        with torch.no_grad():
-            ready = self.prepare(params)
-            blank = torch.zeros(1, *self.layout.sizes, *(1,) * self.layout.nesting)
-            for rows in chunks(self.num_rows, self.chunk_size(params)):
-                factors, _ = self.factors(ready, rows)
-                size = max(f.shape[-1] for f in factors)
-                _, counts = posterior([*factors, blank.expand(*blank.shape[:-1], size)], self.order)
-                yield counts[-1].reshape(*self.layout.sizes, size).movedim(-1, 0)
-
-    def posteriors(self, params: Params) -> Iterator[tuple[slice, dict[str, Tensor]]]:
-        """Posterior expected counts of each latent's own factor by row: (n, e..., plates), for one set of params."""
-        with torch.no_grad():
-            ready = self.prepare(params)
-            for rows in chunks(self.num_rows, self.chunk_size(params)):
-                factors, _ = self.factors(ready, rows)
-                size = max(f.shape[-1] for f in factors)
-                spread = [f.expand(*f.shape[:-1], size) if i < len(ready.latent) else f for i, f in enumerate(factors)]
-                _, counts = posterior(spread, self.order)
-                named = dict(zip(self.latents, counts, strict=False))
-                named |= dict(zip(self.scored, counts[len(counts) - len(self.scored) :], strict=True))
-                yield rows, {name: named[name].squeeze(0).movedim(-1, 0) for name in self.structure.latents}
-
 
 def site_log_prob(site: Any) -> Tensor:
     """The log probability of a site of a run, with its mask and scale."""
@@ -294,22 +323,29 @@ def flat(args: Args, site: Site) -> Args:
     return {name: a.flatten(start, start + len(site.cells)) if site.cells else a for name, a in args.items()}
 
 
-def on_rows(program: Program, rows: Tensor) -> Program:
-    """The program on some of its rows, without reading the model again."""
-    return replace(
-        program,
-        data=slice_rows(program.data, rows),
-        structure=replace(program.structure, num_rows=len(rows)),
-        layout=replace(program.layout, num_rows=len(rows)),
-        products={name: site_on(site, rows) for name, site in program.products.items()},
-        patterns={name: found._replace(of_row=found.of_row[rows]) for name, found in program.patterns.items()},
-        tables={},
-        base=program.base[rows] if isinstance(program.base, Tensor) else program.base,
-        kept={},
-    )
-
-
-def site_on(site: Site, rows: Tensor) -> Site:
+def _site_on(site: Site, rows: Tensor) -> Site:
     """An observed site on some of its rows."""
     gathered = None if site.gathered is None else site.gathered.on_rows(rows)
     return replace(site, value=site.value[rows], gathered=gathered)
+
+
+def _same_view(node: Any, old: Any, new: Any, data_dim: int) -> Tensor | None:
+    """What a site observes of a new table, where its value is a view of the old one: the same cells of each row; None
+    where it is not, or the tables are not alike.
+    """
+    value, tables = plain(node["value"]), (old, new)
+    if not all(isinstance(table, Tensor) and table.dim() and table.is_contiguous() for table in tables):
+        return None
+    if len(old) < 2 or old.shape[1:] != new.shape[1:] or not old.dtype == new.dtype == value.dtype:
+        return None
+    if value.untyped_storage().data_ptr() != old.untyped_storage().data_ptr():
+        return None
+    axis, width = value.dim() + data_dim - len(node["fn"].event_shape), old.stride(0)
+    first = value.storage_offset() - old.storage_offset()
+    if axis < 0 or value.shape[axis] != len(old) or value.stride(axis) != width:
+        return None
+    inner = [(size - 1) * value.stride(d) for d, size in enumerate(value.shape) if d != axis]
+    if first < 0 or first + sum(inner) >= width:
+        return None
+    shape = [len(new) if d == axis else size for d, size in enumerate(value.shape)]
+    return new.as_strided(shape, value.stride(), new.storage_offset() + first)

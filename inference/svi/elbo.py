@@ -19,7 +19,7 @@ from torch import Tensor
 from ..base.unconstrained import Free, Parts, total, values_of
 from ..families.base import LOG_2PI
 from ..program.objective import log_density, log_prior
-from ..program.program import Program, on_rows, site_log_prob
+from ..program.program import Program, site_log_prob
 from ..program.sites import Params
 from ..trace.handlers import base_of
 from .guide import Sampled, Sampler
@@ -64,7 +64,7 @@ class Objective:
 
     def __call__(self, free: Parts, rows: Tensor | None = None) -> Tensor:
         """An estimate of the bound over all rows, from those in `rows` (all, where it is None)."""
-        program = self.program if rows is None else on_rows(self.program, rows)
+        program = self.program if rows is None else self.program.on_rows(rows)
         share = self.weights if rows is None or self.weights is None else self.weights[rows]
         scale = 1.0 if rows is None else self.program.num_rows / len(rows)
         drawn = self.sampler.draw(free, program, rows, self.particles, density=self.alpha != 1.0)

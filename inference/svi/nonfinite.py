@@ -10,7 +10,7 @@ from torch import Tensor
 from ..base.unconstrained import Parts
 from ..trace.handlers import Bind, run, sample_sites
 from ..trace.provenance import symbols_of
-from .elbo import Objective, on_rows
+from .elbo import Objective
 
 
 def blame(objective: Objective, free: Parts, rows: Tensor | None) -> str:
@@ -20,7 +20,7 @@ def blame(objective: Objective, free: Parts, rows: Tensor | None) -> str:
             if not torch.isfinite(value).all():
                 return f"param '{name}' is not finite"
     free = {name: value.detach().requires_grad_() for name, value in free.items()}
-    program = objective.program if rows is None else on_rows(objective.program, rows)
+    program = objective.program if rows is None else objective.program.on_rows(rows)
     drawn = objective.sampler.draw(free, program, rows, 1)
     values = {**objective.values(free), **{name: value[0] for name, value in drawn.values.items()}}
     bind = Bind(values, symbols=True)

@@ -79,6 +79,22 @@ def read(model: Any, data: Any, values: Mapping[str, Tensor] | None = None) -> S
     return structure_of(run(model, data, bind, nesting), bind)
 
 
+def read_again(model: Any, data: Any, structure: Structure, values: Mapping[str, Tensor] | None = None) -> Structure:
+    """The structure of a model that has been read, on other data: one run, in the same plates, under the same params
+    where `values` gives no others.
+    """
+    known = {name: param.value for name, param in structure.params.items()}
+    bind = Bind({**known, **(values or {})}, symbols=True)
+    try:
+        trace = run(model, data, bind, structure.nesting)
+    except ValueError as error:
+        if (plain_words := plate_mismatch(error)) is not None:
+            raise plain_words from None
+        raise
+    check_shapes(sample_sites(trace), structure.nesting, DATA_PLATE)
+    return structure_of(trace, bind)
+
+
 def read_guide(guide: Any, data: Any, values: Mapping[str, Tensor]) -> Structure:
     """Read the structure of a guide: its params and draws are marked, so that each site tells where it comes from."""
     bind = Bind(values, symbols=True, centred=False)

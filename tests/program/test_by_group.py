@@ -15,7 +15,6 @@ from latentzoo.inference.em.plan import make_plan
 from latentzoo.inference.program.compiler import compile_program
 from latentzoo.inference.program.estep import expectations
 from latentzoo.inference.program.objective import expected_complete
-from latentzoo.inference.svi.elbo import on_rows
 from latentzoo.inference.trace.handlers import engine_state
 from latentzoo.inference.trace.structure import read
 
@@ -162,7 +161,7 @@ def test_some_rows_alone(name):
         fast = programs(name, x)[0]
         params = {key: value.unsqueeze(0) for key, value in random_values(MODELS[name], x, 1).items()}
         expected = fast.row_log_prob(params)[:, rows]
-        torch.testing.assert_close(on_rows(fast, rows).row_log_prob(params), expected)
+        torch.testing.assert_close(fast.on_rows(rows).row_log_prob(params), expected)
         few = compile_program(MODELS[name], slice_rows(x, rows), read(MODELS[name], slice_rows(x, rows)))
         torch.testing.assert_close(few.row_log_prob(params), expected)
 
