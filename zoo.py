@@ -5,20 +5,21 @@ from __future__ import annotations
 import difflib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from .cards import card, check_inference, list_models
 from .inference.base.errors import OptionError, RegistryError, RunError
 from .inference.base.run_folder import read_run
-from .inference.data.adapt import adapt
 from .inference.drivers.auto import pick
 from .inference.drivers.cavi import cavi
 from .inference.drivers.em import em
+from .inference.drivers.inputs import adapted
 from .inference.drivers.svi import svi
 from .inference.fit import Fit
 from .inference.io.saving import restored
-from .inference.pair import Pair, on_table
+from .inference.pair import Pair, as_pair, on_table
 from .models.registry import ENTRIES, entry, register
 
 Driver = Callable[..., Fit]
@@ -44,15 +45,27 @@ def create(name: str, **hyperparameters: Any) -> Pair:
     return found.factory(**hyperparameters)
 
 
-def fit(pair: str | Pair, data: Any, inference: str = "auto", **options: Any) -> Fit:
-    """Fit a model: a name, a created pair, or a user's own pair.
+def fit(
+    pair: str | Pair | Callable[..., Any],
+    data: Any,
+    inference: str = "auto",
+    *,
+    rows: str | None = None,
+    **options: Any,
+) -> Fit:
+    """Fit a model: a name, a created pair, or a user's own model or pair.
 
     Parameters
     ----------
-    pair : str or Pair
-        With a name, hyper-parameters of that model may stand among the options.
+    pair : str, Pair or callable
+        With a name, hyper-parameters of that model may stand among the options. A Pyro model of the data is a pair
+        without a guide.
     data : anything `latentzoo.inference.data.adapt.adapt` takes
-        Tensors, arrays, DataFrames, paths of files, names of bundled data.
+        Tensors, arrays, DataFrames, paths of files, names of bundled data; for a model of several arguments a tuple of
+        them; for one that reads its data by name a dict, or a DataFrame.
+    rows : str, optional
+        The plate that holds the rows, of a user's own model. Default: "data", or the one outermost plate that is as
+        large as the data.
     inference : str
         The name of a driver, or "auto", which picks and says why in ``fit.reason``.
     **options
@@ -66,10 +79,11 @@ def fit(pair: str | Pair, data: Any, inference: str = "auto", **options: Any) ->
     if isinstance(pair, str):
         own = {name: options.pop(name) for name in list(options) if name in card(pair).hyperparameters}
         pair = create(pair, **own)
-    if not isinstance(pair, Pair):
-        raise OptionError(f"fit: met a {type(pair).__name__}, expected the name of a model or a Pair(model, guide)")
+    pair = as_pair(pair)
+    if rows is not None:
+        pair = replace(pair, rows=rows)
     if inference == "auto":
-        data = adapt(data, by=pair.by, graph=pair.graph, rows=True)
+        data = adapted(pair, data, rows=True)
     name, reason = resolve(pair, inference, data)
     _check_options(name, options, pair)
     return DRIVERS[name](pair, data, **options).because(reason)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -11,10 +13,12 @@ import torch
 from pyro.poutine.enum_messenger import EnumMessenger
 from pyro.poutine.runtime import _PYRO_STACK
 
-from .base.errors import ModelError
+from .base.errors import ModelError, OptionError
 from .data.graph import KINDS, Graph
 from .data.graph import view as all_pairs
 from .data.schema import Schema
+from .data.structures import fields_of
+from .trace.handlers import DATA_PLATE, RowsPlate
 
 Model = Callable[[Any], Any]
 Arrange = Callable[[torch.Tensor, Schema], Any]
@@ -59,6 +63,8 @@ class Pair:
     graph : {"undirected", "directed"}, optional
         For data that are a graph: its nodes are the rows, and the functions above take a `graphs.Graph`, the pairs of
         nodes with their edges.
+    rows : str, optional
+        The plate that the rows lie in. Default: "data", or the one outermost plate that is as large as the data.
     """
 
     model: Model
@@ -67,6 +73,7 @@ class Pair:
     arrange: Arrange | None = None
     by: str | None = None
     graph: str | None = None
+    rows: str | None = None
     origin: Origin | None = field(default=None, kw_only=True, compare=False)
     for_schema: Callable[[Schema], Pair] | None = field(default=None, kw_only=True, compare=False)  # see `tabular`
 
@@ -88,6 +95,7 @@ def on_table(pair: Pair, schema: Schema) -> Pair:
     """
     if pair.for_schema is not None:
         pair = replace(pair.for_schema(schema), origin=pair.origin)
+    pair = _as_called(pair, schema)
     kind = pair.graph
     arrange = pair.arrange if kind is None else lambda table, _: _graph_of(table, kind)
     if arrange is None:
@@ -106,6 +114,57 @@ def on_table(pair: Pair, schema: Schema) -> Pair:
         initialize=of_table(pair.initialize),
         arrange=None,
     )
+
+
+def as_pair(model: Any) -> Pair:
+    """A pair, or the pair of a bare model."""
+    if isinstance(model, Pair):
+        return model
+    if isinstance(model, str) or not callable(model):
+        raise OptionError(f"fit: met a {type(model).__name__}, expected a model, a Pair(model, guide), or a name")
+    return Pair(model)
+
+
+def arguments_of(pair: Pair) -> tuple[str, ...]:
+    """Names of the arguments that a model takes, where there may be several."""
+    try:
+        parameters = inspect.signature(pair.model).parameters.values()
+    except (TypeError, ValueError):
+        return ()
+    places = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    names = tuple(one.name for one in parameters if one.kind in places)
+    spread = any(one.kind is inspect.Parameter.VAR_POSITIONAL for one in parameters)
+    return names if len(names) > 1 else ("data",) if spread else ()
+
+
+def _as_called(pair: Pair, schema: Schema) -> Pair:
+    """The pair as functions of one argument, whose rows lie in the plate of the engine."""
+    call, plate = schema.call, pair.rows or schema.rows
+    if not call and plate in (None, DATA_PLATE):
+        return pair
+
+    def given(fn: Any, data: Any, *rest: Any) -> Any:
+        if call == "arguments":
+            return fn(*fields_of(data).values(), *rest)
+        if call != "mapping":
+            return fn(data, *rest)
+        fields = fields_of(data)
+        names = arguments_of(replace(pair, model=fn)) if not rest else ()
+        return fn(**fields) if names and set(fields) <= set(names) else fn(fields, *rest)
+
+    def of(fn: Any, programs: bool = True) -> Any:
+        if fn is None:
+            return None
+
+        def as_called(data: Any, *rest: Any) -> Any:
+            with nullcontext() if plate is None or not programs else RowsPlate(plate):
+                return given(fn, data, *rest)
+
+        as_called.__name__ = getattr(fn, "__name__", type(fn).__name__)
+        return as_called
+
+    changed = replace(pair, model=of(pair.model), guide=of(pair.guide), initialize=of(pair.initialize, False))
+    return replace(changed, rows=None)
 
 
 def _graph_of(table: torch.Tensor, kind: str) -> Graph:

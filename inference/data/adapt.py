@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from .schema import Dataset, Schema
 from .sparse import bag_of_words, bags_of_sparse, check_bags, densified, is_sparse, is_texts
 from .streams import Rows, is_loader, is_read, pieces, rows_of, rows_of_array, rows_of_bags
 from .structures import (
+    Named,
     check_cells,
     check_codes,
     check_size,
@@ -32,7 +34,13 @@ from .tables import encode_column, read
 
 
 def adapt(
-    data: Any, schema: Schema | None = None, by: str | None = None, graph: str | None = None, rows: bool = False
+    data: Any,
+    schema: Schema | None = None,
+    by: str | None = None,
+    graph: str | None = None,
+    rows: bool = False,
+    arguments: Sequence[str] = (),
+    by_name: bool = False,
 ) -> Dataset:
     """Make tensors of what a user has.
 
@@ -44,7 +52,10 @@ def adapt(
         - A pandas Series (N,) or DataFrame (N, D). Columns of categories, strings and booleans become codes 0, 1, ...
         - A sparse matrix (N, V) of counts, of scipy or torch, or documents as lists of words (``[["a", "b"], ...]``),
           which become such a matrix with a column for each word: `bags.Bags`.
-        - A NamedTuple or dataclass of these; fields that are None, a plain number or a string stay as they are.
+        - A NamedTuple, a dataclass or a dict of these; fields that are None, a plain number or a string stay as they
+          are, booleans too.
+        - With `arguments`, a tuple of these, one for each argument of the model.
+        - With `by_name`, a DataFrame whose columns the model reads by their names.
         - A path ending in .csv, .csv.gz, .parquet, .npy or .npz (``"file.npz:name"`` picks one of several arrays), or
           as the files of MNIST do (``-idx3-ubyte``, ``.gz`` too: `idx.read_idx`), or the name of a bundled data set.
         - With `rows`, a `Dataset` or a `DataLoader` of torch that knows its length and gives any of its rows: of a
@@ -59,6 +70,10 @@ def adapt(
         (`Pair.by`; see `long.split`). An array of three dims is taken as such groups, padded with NaN.
     graph : {"undirected", "directed"}, optional
         Take the data as a graph (`Pair.graph`; see `graphs.adapt_graph`).
+    arguments : sequence of str
+        Names of what a tuple holds: the arguments of the model.
+    by_name : bool
+        Whether a DataFrame is taken as columns by name (`structures.Named`), not as one tensor.
     rows : bool
         Leave memory maps (.npy and IDX files too), sparse matrices, documents and loaders where they are, as
         `rows.Rows`, whose rows are read when they are asked for.
@@ -85,6 +100,12 @@ def adapt(
     if graph is not None:
         values, facts, names = adapt_graph(data, graph, schema)
         return Dataset(values, Schema(**facts), names)
+    call = schema.call if schema is not None else _call_of(data, arguments, by_name)
+    if call:
+        values, labels = _adapt_named(data, call, schema, arguments)
+        own = Schema(None, labels, "structure", None, call=call)
+        found = own if schema is None else replace(own, labels=schema.labels, rows=schema.rows)
+        return _checked(values, found, training=schema is None)
     if isinstance(data, str | Path):
         if rows and is_idx(data):
             array, columns = idx_array(data)
@@ -108,10 +129,48 @@ def adapt(
         values, own = _adapt_fields(data), Schema(None, {}, "structure", None)
     else:
         values, own = _adapt_one(data, "data", schema)
-    found = own if schema is None else _match(own, values, schema)
+    return _checked(values, own if schema is None else _match(own, values, schema), training=schema is None)
+
+
+def _checked(values: Any, found: Schema, training: bool) -> Dataset:
     for name, tensor in tensors_of(values).items():
-        check_cells(tensor, f"data.{name}" if name else "data", found.columns, training=schema is None)
+        check_cells(tensor, f"data.{name}" if name else "data", found.columns, training=training)
     return Dataset(values, found)
+
+
+def _call_of(data: Any, arguments: Sequence[str], by_name: bool) -> str:
+    """How a model takes data of several fields that have names of their own."""
+    if isinstance(data, Mapping):
+        return "mapping"
+    if type(data) is tuple and arguments and any(hasattr(one, "shape") for one in data):
+        return "arguments"
+    return "columns" if by_name and is_instance(data, "pandas", "DataFrame") else ""
+
+
+def _adapt_named(
+    data: Any, call: str, schema: Schema | None, arguments: Sequence[str]
+) -> tuple[Named, dict[str, tuple[str, ...]]]:
+    """Fields by name, and the labels of those that hold labels."""
+    if call == "columns":
+        if not is_instance(data, "pandas", "DataFrame"):
+            raise DataError(f"data: met {type(data).__name__}, expected a DataFrame as in training")
+        fields = {}
+        labels: dict[str, tuple[str, ...]] = {}
+        for column in data.columns:
+            known = None if schema is None else schema.labels.get(str(column), ())
+            array, texts, _ = encode_column(data[column], str(column), known)
+            fields[str(column)] = to_tensor(array, f"data: column {str(column)!r}")
+            if texts:
+                labels[str(column)] = texts
+        return Named(fields), labels
+    if call == "arguments":
+        if not isinstance(data, tuple):
+            raise DataError(f"data: met {type(data).__name__}, expected a tuple of the model's arguments")
+        names = [*arguments, *(str(place) for place in range(len(arguments), len(data)))][: len(data)]
+        data = dict(zip(names, data, strict=True))
+    elif not isinstance(data, Mapping):
+        raise DataError(f"data: met {type(data).__name__}, expected a dict as in training")
+    return _adapt_fields(Named({str(name): value for name, value in data.items()})), {}
 
 
 def _adapt_rows(values: Rows, schema: Schema | None, container: str, columns: tuple[str, ...] | None = None) -> Dataset:
@@ -153,10 +212,10 @@ def numbers_of(rows: Any, schema: Schema) -> Tensor:
     return densified(adapt(rows, schema).values).double()
 
 
-def _adapt_one(data: Any, name: str, schema: Schema | None) -> tuple[Tensor, Schema]:
+def _adapt_one(data: Any, name: str, schema: Schema | None, booleans: bool = False) -> tuple[Tensor, Schema]:
     if is_instance(data, "pandas", "DataFrame", "Series"):
         return _adapt_table(data, name, schema)
-    values = to_tensor(data, name)
+    values = to_tensor(data, name, booleans)
     container = "tensor" if isinstance(data, Tensor) else "array"
     return values, Schema(None, {}, container, values.shape[-1] if values.dim() > 1 else None)
 
@@ -165,11 +224,13 @@ def _adapt_fields(data: Any) -> Any:
     changes = {}
     for name, value in fields_of(data).items():
         if value is not None and not isinstance(value, bool | int | float | str):
-            changes[name], schema = _adapt_one(value, f"data.{name}", None)
+            value = value.to_numpy() if is_instance(value, "pandas", "Series") and value.dtype == bool else value
+            changes[name], schema = _adapt_one(value, f"data.{name}", None, booleans=True)
             for column in schema.labels:
                 raise DataError(f"data.{name}: column {column!r} holds labels, expected numbers; give codes 0, 1, ...")
     if not changes:
-        raise DataError(f"data: no field of {type(data).__name__} is a tensor or an array, expected at least one")
+        kind = "the data" if isinstance(data, Named) else type(data).__name__
+        raise DataError(f"data: no field of {kind} is a tensor or an array, expected at least one")
     return replace_fields(data, changes)
 
 

@@ -14,9 +14,7 @@ from ..base.errors import DataError
 from .graph import decode_graph
 from .long_format import unpadded
 from .sparse import Bags, bags_of
-from .structures import (
-    listed,
-)
+from .structures import Named, fields_of, listed
 from .tables import BOOLEAN
 
 
@@ -40,6 +38,10 @@ class Schema:
         Of a long table: the column whose values say which rows belong together. It is not among `columns`.
     graph : {"undirected", "directed"}, optional
         Of a graph, whose nodes are the rows: `columns` are their names as text, ``labels["node"]`` as they came.
+    call : {"", "arguments", "mapping", "columns"}
+        Of a structure: whether a model takes it as it is, its fields as arguments, as a dict, or as columns by name.
+    rows : str, optional
+        The plate that the rows lie in, where a model calls it otherwise than "data".
     """
 
     columns: tuple[str, ...] | None
@@ -49,6 +51,8 @@ class Schema:
     integers: tuple[str, ...] = ()
     by: str | None = None
     graph: str | None = None
+    call: str = ""
+    rows: str | None = None
 
     def decode(self, values: Any, names: Any = None) -> Any:
         """Values (N,) or (N, D) as the user brought them: a tensor, an array, a pandas Series (N,) or DataFrame (N, D).
@@ -66,6 +70,8 @@ class Schema:
             return self._decode_long(values, names)
         if self.graph is not None:
             return decode_graph(values, self)
+        if isinstance(values, Named):
+            return self._decode_fields(values)
         if self.container in ("tensor", "structure"):
             return values
         if self.container == "sparse":
@@ -82,6 +88,16 @@ class Schema:
         parts = zip(columns, array.reshape(len(array), -1).T, strict=True)
         frame = pd.DataFrame({name: self._decode_column(name, part) for name, part in parts})
         return frame[columns[0]] if self.width is None else frame
+
+    def _decode_fields(self, values: Named) -> Any:
+        """Fields as a tuple of arguments, a dict, or a table."""
+        fields = fields_of(values)
+        if self.call != "columns":
+            return tuple(fields.values()) if self.call == "arguments" else fields
+        import pandas as pd
+
+        arrays = {name: np.asarray(value.detach().cpu()) for name, value in fields.items()}
+        return pd.DataFrame({name: self._decode_column(name, array) for name, array in arrays.items()})
 
     def _decode_long(self, values: Any, names: Any) -> Any:
         groups = np.asarray(values.detach().cpu() if isinstance(values, Tensor) else values)
@@ -117,7 +133,8 @@ class Schema:
         columns = None if state["columns"] is None else tuple(state["columns"])
         labels = {name: tuple(labels) for name, labels in state["labels"].items()}
         integers = tuple(state["integers"])
-        return cls(columns, labels, state["container"], state["width"], integers, state.get("by"), state.get("graph"))
+        known = {name: state[name] for name in ("by", "graph", "call", "rows") if name in state}
+        return cls(columns, labels, state["container"], state["width"], integers, **known)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import dataclasses
 import math
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import singledispatch
 from typing import Any
 
@@ -23,16 +23,56 @@ CHUNK = 2**18
 # -- structures --------------------------------------------------------------------------------------------------------
 
 
+class Named:
+    """Fields under names of any kind, as a model reads a table or a dict: ``d["x"]``, ``d.x``, ``d[["x", "y"]]``.
+
+    Parameters
+    ----------
+    fields : mapping
+        Name -> tensor, or whatever else a field holds.
+    """
+
+    def __init__(self, fields: Mapping[str, Any]) -> None:
+        self._by_name = dict(fields)
+
+    def __len__(self) -> int:
+        return num_rows(self)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._by_name
+
+    def __getitem__(self, name: Any) -> Any:
+        if isinstance(name, list):
+            return torch.stack([self[one] for one in name], -1)
+        if name not in self._by_name:
+            raise KeyError(f"{name!r}: there are {listed(self._by_name)}")
+        return self._by_name[name]
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or name not in self.__dict__.get("_by_name", {}):
+            raise AttributeError(name)
+        return self._by_name[name]
+
+    @property
+    def columns(self) -> list[str]:
+        """The names."""
+        return list(self._by_name)
+
+
 def is_structure(values: object) -> bool:
-    """Whether `values` is a NamedTuple or a dataclass."""
+    """Whether `values` are several fields: a NamedTuple, a dataclass, or `Named`."""
+    if isinstance(values, Named):
+        return True
     named = isinstance(values, tuple) and hasattr(values, "_fields")
     return named or (dataclasses.is_dataclass(values) and not isinstance(values, type))
 
 
 def fields_of(values: Any) -> dict[str, Any]:
-    """Name -> value of the fields of a NamedTuple or dataclass; a bare tensor is one field without a name."""
+    """Name -> value of the fields of a structure; a bare tensor is one field without a name."""
     if isinstance(values, Tensor):
         return {"": values}
+    if isinstance(values, Named):
+        return {name: values[name] for name in values.columns}
     named = getattr(values, "_fields", None)
     names = [field.name for field in dataclasses.fields(values)] if named is None else named
     return {name: getattr(values, name) for name in names}
@@ -45,6 +85,8 @@ def tensors_of(values: Any) -> dict[str, Tensor]:
 
 def replace_fields(values: Any, changes: dict[str, Any]) -> Any:
     """The same structure with some fields changed."""
+    if isinstance(values, Named):
+        return Named({**fields_of(values), **changes})
     named = getattr(values, "_replace", None)
     return dataclasses.replace(values, **changes) if named is None else named(**changes)
 
@@ -107,18 +149,22 @@ def chunks(values: Any) -> Iterator[Tensor]:
 # -- making tensors ----------------------------------------------------------------------------------------------------
 
 
-def to_tensor(data: Any, name: str) -> Tensor:
+def to_tensor(data: Any, name: str, booleans: bool = False) -> Tensor:
     """A tensor, array, memory map or list of numbers (N, ...) as a tensor, without a copy where its dtype allows.
 
-    Booleans and integers other than int32 and int64 become int64, halves float32, longer floats float64; a tensor's
-    integers stay. `name` stands for the data in messages.
+    Booleans (kept with `booleans`) and integers other than int32 and int64 become int64, halves float32, longer floats
+    float64; a tensor's integers stay. `name` stands for the data in messages.
 
     Raises
     ------
     DataError
         For anything else, and for no rows or no columns.
     """
+    if booleans and isinstance(data, np.ndarray) and data.dtype.kind == "b":
+        data = torch.from_numpy(data.copy())
+    kept = booleans and isinstance(data, Tensor) and data.dtype is torch.bool
     tensor = _from_tensor(data, name) if isinstance(data, Tensor) else _from_array(_to_array(data, name), name)
+    tensor = data if kept else tensor
     if tensor.dim() == 0:
         raise DataError(f"{name}: met a single number, expected rows: shape (N,) or (N, D)")
     check_size(tuple(tensor.shape), name)

@@ -166,6 +166,32 @@ class OneRow(Messenger):
             msg["value"], msg["done"] = torch.zeros(1, dtype=torch.long), True
 
 
+class RowsPlate(Messenger):
+    """Call the plate that holds the rows `DATA_PLATE`, whatever the program calls it."""
+
+    def __init__(self, plate: str) -> None:
+        super().__init__()
+        self.plate = plate
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["name"] == self.plate and poutine.util.site_is_subsample(msg):
+            msg["name"] = DATA_PLATE
+        frames = msg["cond_indep_stack"]
+        msg["cond_indep_stack"] = tuple(f._replace(name=DATA_PLATE) if f.name == self.plate else f for f in frames)
+
+
+class Plates(Messenger):
+    """Keep the plates of every observed site, the outermost first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[tuple[Any, ...]] = []
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        if msg["is_observed"] and not is_bookkeeping(msg):
+            self.found.append(tuple(msg["cond_indep_stack"]))
+
+
 def constraint_of(msg: dict) -> Any:
     """The constraint that a `pyro.param` statement declares.
 

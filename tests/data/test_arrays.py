@@ -143,7 +143,7 @@ def test_a_read_only_memory_map_is_neither_copied_nor_walked_in_one_step(tmp_pat
         ([[1, 2], [3]], ["unequal lengths", "NaN"]),
         (np.array(["2020-01-01"], "M8[D]"), ["datetime64"]),
         (np.array([2**63], np.uint64), [str(2**63), "64 bits"]),
-        ({"a": [1]}, ["builtins.dict", "expected a tensor"]),
+        ({1.0, 2.0}, ["builtins.set", "expected a tensor"]),
         (torch.tensor(1.0), ["single number", "(N, D)"]),
         (np.zeros((0, 3)), ["(0, 3)", "no rows"]),
         (torch.zeros(3, 0), ["(3, 0)", "no columns"]),
