@@ -75,13 +75,16 @@ def finish(pair: Pair, dataset: Dataset, reached: Reached, *, inference: str, se
 def _compiled(reached: Reached, params: dict[str, Tensor], dataset: Dataset) -> Compiled:
     """The program that verbs will use. They look at what was fitted on a GPU on the CPU, so they compile it there."""
     program, drawn = reached.program, bool(reached.guide)
-    if program is None or device_of(dataset.values).type != "cpu":
+    if program is None:
         return Compiled()
-    if program.structure.continuous:  # the fit scored some of them in closed form, or let all stand at a point
-        if not drawn:
-            return Compiled()
+    centers = {name: center.detach().cpu() for name, center in program.centers.items() if isinstance(center, Tensor)}
+    at_a_point = program.structure.continuous and not drawn
+    if at_a_point or device_of(dataset.values).type != "cpu":
+        return Compiled(centers=centers)
+    if program.structure.continuous:  # some of which the fit had in closed form
         given = program.structure.continuous
         program = compile_program(program.model, program.data, program.structure, given=given)
     program = replace(program, reached=params)
     anywhere = {} if varies_by_row(program.model) else {drawn: program}
-    return Compiled(anywhere, {drawn: program} if program.data is dataset.values else {})
+    here = program.data is dataset.values and not program.centred_by_group
+    return Compiled(anywhere, {drawn: program} if here else {}, centers)

@@ -14,6 +14,7 @@ import torch
 from ..base.run_folder import write_run
 from ..data.schema import Schema
 from ..optimize.modes import Mode, ModeMap
+from ..posterior.compiled import Compiled
 
 
 def versions() -> dict[str, str]:
@@ -34,6 +35,7 @@ def save(fit: Any, folder: str | Path) -> Path:
     arrays = {f"params/{name}": value for name, value in fit.params.items()}
     arrays |= {f"start/{name}": value for name, value in fit.start.items()}
     arrays |= {f"guide/{name}": value for name, value in fit.guide_parts.items()}
+    arrays |= {f"centers/{name}": value for name, value in fit.compiled.centers.items()}
     arrays["history"] = fit.history
     modes = []
     for number, mode in enumerate(fit.mode_map):
@@ -96,6 +98,7 @@ def restored(arrays: dict[str, torch.Tensor], record: dict[str, Any]) -> dict[st
         "params": under("params/"),
         "start": under("start/"),
         "guide_parts": under("guide/"),
+        "compiled": Compiled(centers=under("centers/")),
         "history": arrays["history"],
         "schema": Schema.from_json(record["schema"]),
         "mode_map": ModeMap(modes, bounds, record["failed"]),

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from torch import Tensor
+
 from ..base.rng import forked
 from ..data.schema import Dataset
 from ..data.structures import fields_of, is_structure
@@ -27,12 +29,16 @@ class Compiled:
         At the fit's params, on some rows.
     own : dict
         The same on the fit's own data.
+    centers : dict
+        Where their columns are measured from, by site: the means of the data that were learned from. Saved with the
+        fit, so that a loaded one gives the same numbers to the bit.
     factors :
         Of a mean field: its factors there (`conjugate.FactorGuide`).
     """
 
     programs: dict[bool, Program] = field(default_factory=dict)
     own: dict[bool, Program] = field(default_factory=dict)
+    centers: dict[str, Tensor] = field(default_factory=dict)
     factors: Any = None
 
 
@@ -46,7 +52,7 @@ def bound(fit: Any, dataset: Dataset, drawn: bool = False) -> Program:
             program = compiled_on(fit, dataset, drawn)
         if program.num_rows > 1 and not varies_by_row(program.model):  # of one row nobody can tell what depends on it
             held.programs[drawn] = program
-    elif not _is_same(program.data, values):
+    elif program.centred_by_group or not _is_same(program.data, values):
         with forked():
             structure = program.structure_on(values)
         check_values(structure, dataset.schema)
@@ -73,16 +79,14 @@ def structure_on(fit: Any, dataset: Dataset) -> Structure:
 
 
 def compiled_on(fit: Any, dataset: Dataset, drawn: bool = False) -> Program:
-    """The program read from the model. Columns are measured from where the fit's params have them, whichever data come
-    first.
-    """
-    model, values = fit.pair.model, dataset.values
+    """The program read from the model."""
+    model, values, centers = fit.pair.model, dataset.values, fit.compiled.centers
     if drawn:
         structure = structure_on(fit, dataset)
-        return compile_program(model, values, structure, given=structure.continuous, centers={})
+        return compile_program(model, values, structure, given=structure.continuous, centers=centers)
     model, structure = read_exact(model, values, fit.params)
     check_values(structure, dataset.schema)
-    return compile_program(model, values, structure, centers={})
+    return compile_program(model, values, structure, centers=centers)
 
 
 def _is_same(values: Any, other: Any) -> bool:

@@ -86,15 +86,25 @@ class Program:
             Default: from where they were, so that the score of a row does not depend on the rows beside it.
         """
         found = self.structure_on(data) if structure is None else structure
-        return self.again(data, found, None if anew else {n: site.center for n, site in self.products.items()})
+        return self.again(data, found, None if anew else self.centers)
+
+    @property
+    def centers(self) -> Centers:
+        """Where columns are measured from, by site; groups of cells are others on other data."""
+        return {name: site.center for name, site in self.products.items() if site.gathered is None}
+
+    @property
+    def centred_by_group(self) -> bool:
+        """Whether something is measured from the means of groups of these very data."""
+        return any(site.gathered is not None and isinstance(site.center, Tensor) for site in self.products.values())
 
     def structure_on(self, data: Any) -> Structure:
         """The structure of the model on other data, by the cheapest way there is."""
         structure, dim = self.structure, self.structure.data_dim
-        simple = not self.scored and all(site.gathered is None for site in self.products.values())
+        by_row = self.scored or structure.outside or any(site.gathered for site in self.products.values())
         nodes = structure.trace.nodes
-        values = {name: _same_view(nodes[name], self.data, data, dim) for name in structure.observed} if simple else {}
-        if not simple or any(value is None for value in values.values()):
+        values = {} if by_row else {n: _same_view(nodes[n], self.data, data, dim) for n in structure.observed}
+        if by_row or any(value is None for value in values.values()):
             return read_again(self.model, data, structure, self.reached)
         seen = {name: {**nodes[name], "value": value} for name, value in values.items()}
         plates = {**structure.plates, structure.data_plate: (dim, len(data))}

