@@ -11,12 +11,9 @@ from ..base.errors import OptionError
 from ..data.schema import Dataset
 from ..data.sparse import Bags, densified
 from ..families.factors import Point
-from ..optimize.coordinate_ascent import Runner
 from ..optimize.label_switching import label_cells
-from ..optimize.minibatches import stepwise
-from ..optimize.modes import Outcome, Reached, map_modes, rank
+from ..optimize.modes import Outcome, Reached
 from ..optimize.starts import first_starts, jitter
-from ..optimize.stopping import Settled, Stop
 from ..pair import Pair
 from ..program.checks import check_rows, check_said, check_values
 from ..program.compiler import compile_program
@@ -24,12 +21,12 @@ from ..program.estep import one_thread
 from ..program.sites import Params
 from ..trace.provenance import plain as plain_values
 from ..trace.structure import Structure, read
+from .climb import CAVIOptions, climb
 from .counts.ascent import fit_allocation
 from .counts.model import read_allocation, sample_of
 from .derivation import mean_field
 from .graphs.ascent import fit_relation
 from .mean_field import MeanField
-from .options import CAVIOptions
 from .sweeps import Sweeps
 
 LARGE = 100_000  # entries of a bilinear site
@@ -74,25 +71,19 @@ def fit_mean_field(
     leaps = bool(field.bilinear) if options.accelerate is None else options.accelerate
     with one_thread(when=small) as workers:
         sweeps = Sweeps(field, share, options.m_steps, workers, leaps)
-        runner = Runner(sweeps, Stop(options.tol), options.max_iters, "cavi")
-        if options.batch_size is not None:
-            passes = stepwise(sweeps, options.batch_size, structure.num_rows, options.schedule, options.seed, "cavi")
-            runner = Runner(passes, Settled(options.tol), options.max_iters, "cavi", settle=0)
-        found, failed = runner.all(_begin(sweeps, starts), options.progress)
-    outcomes = [_centred(field, one, starts) for one in found]
-    best = rank(outcomes)[0]
-    state = found[next(i for i, one in enumerate(outcomes) if one is best)].params
-    return Reached(
-        best,
-        map_modes(outcomes, cells, failed),
-        {name: param.constraint for name, param in structure.params.items()},
-        float(plain.num_rows if share is None else share.sum()),
-        plain,
-        share,
-        guide=CONJUGATE,
-        guide_parts={n: eta for n, eta in state.items() if n in field.priors and n in structure.params},
-        note=options.note(best.history, best.converged),
-    )
+        return climb(
+            sweeps,
+            _begin(sweeps, starts),
+            options,
+            lambda found: [_centred(field, one, starts) for one in found],
+            plain.num_rows,
+            structure.params,
+            CONJUGATE,
+            lambda state: {n: eta for n, eta in state.items() if n in field.priors and n in structure.params},
+            cells=cells,
+            program=plain,
+            share=share,
+        )
 
 
 def _jittered(starts: Params, structure: Structure, generator: torch.Generator) -> Params:

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from ..base.errors import OptionError
 from ..base.options import row_weights
+from ..cavi.climb import CAVIOptions
 from ..cavi.fit import fit_cavi
-from ..cavi.options import CAVIOptions
 from ..data.structures import num_rows
 from ..fit import Fit
 from ..optimize.schedule import Schedule
@@ -65,8 +65,7 @@ def cavi(
         L-BFGS iterations of one M-step, for params.
     batch_size : int, optional
         Rows of a step: natural-gradient steps of decreasing size on minibatches, of which `max_iters` passes are made
-        at most. `history` holds the bound after each pass (of counts that are allocated to a positive latent of each
-        row, as in topic models: an estimate of it, and last the bound). Default: all rows in each sweep.
+        at most. `history` holds the bound after each pass, of all rows. Default: all rows in each sweep.
     schedule : Schedule, optional
         Sizes of these steps.
     accelerate : bool, optional

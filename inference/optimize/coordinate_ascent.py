@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -66,7 +67,8 @@ class Runner:
         lost: list[Outcome] = []
         try:
             for batch in batches:
-                for outcome, sound in self._each(batch, bar):
+                alone = replace(self, steps=copy(self.steps))  # steps that count themselves begin anew
+                for outcome, sound in alone._each(batch, bar):
                     (outcomes if sound else lost).append(outcome)
         finally:
             bar.close()

@@ -9,7 +9,7 @@ by rho_t towards the optimum that the batch asks for.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -22,6 +22,7 @@ from .coordinate_ascent import Steps
 from .schedule import Schedule
 
 
+@runtime_checkable
 class BatchSteps(Steps, Protocol):
     """Steps that a batch of rows can take."""
 

@@ -19,10 +19,10 @@ from sklearn.metrics import adjusted_rand_score
 from latentzoo import Pair, zoo
 from latentzoo.__main__ import main
 from latentzoo.inference.base.errors import DataError, ModelError, OptionError
+from latentzoo.inference.cavi.climb import CAVIOptions
 from latentzoo.inference.cavi.graphs import pair_sums as ties
 from latentzoo.inference.cavi.graphs.ascent import fit_relation
 from latentzoo.inference.cavi.graphs.model import read_relation
-from latentzoo.inference.cavi.options import CAVIOptions
 from latentzoo.inference.data import graph as graphs
 from latentzoo.inference.data.adapt import adapt
 from latentzoo.inference.data.graph import Graph, view

@@ -2,54 +2,36 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ...base.progress import Progress
 from ...data.schema import Dataset
 from ...data.sparse import Bags
 from ...families.factors import DirichletFactor, GammaFactor, Point
-from ...optimize.coordinate_ascent import Runner
-from ...optimize.modes import Outcome, Reached, map_modes, rank
-from ...optimize.schedule import Schedule
+from ...optimize.modes import Outcome, Reached
 from ...optimize.starts import jitter, starting_values
-from ...optimize.stopping import Stop
 from ...pair import Pair
 from ...program.estep import one_thread, pool
 from ...program.sites import Params
 from ...trace.structure import Structure, read
-from ..options import CAVIOptions
+from ..climb import CAVIOptions, climb
 from .model import COUNTS, Allocation, Side, check_margins, read_allocation, sample_of
-from .passes import (
-    Block,
-    Pass,
-    Rows,
-    Shared,
-    cost,
-    expect_shared,
-    make_block,
-    make_blocks,
-    mean_of,
-    quiet,
-    sum_of,
-    update_from,
-    update_shared,
-)
+from .passes import Block, Pass, Rows, Shared, cost, expect_shared, make_block, make_blocks, mean_of, sum_of, update
 
 FIRST = 20  # updates of the rows' factors in the first pass; later ones begin where the last ended
 LATER = 2
 COLD = 15  # sweeps of a start, with FEW updates of rows that begin anew in each
 FEW = 5
-
-
-# --- all rows ---------------------------------------------------------------------------------------------------------
+LOCAL = 20  # updates of a batch's rows at most
+STILL = 1e-3  # mean change of their natural parameters that ends these
+SEEN = 2_000  # rows of a sparse matrix that `initialize` is given
+UPDATES = 1_000  # of a row's factor at most, where all else is known
+SETTLED = 1e-6  # mean change of its natural parameters at which it then stands still
 
 
 class Swept(NamedTuple):
@@ -57,25 +39,32 @@ class Swept(NamedTuple):
 
     log_prob: Tensor
     eta: Tensor  # (N, K[, 2])
-    sums: dict[str, tuple[Tensor, Tensor]]
+    sums: dict[str, tuple[Tensor, Tensor]]  # expected counts (V, K) and exposures
 
 
 @dataclass(frozen=True)
 class Allocating:
-    """Coordinate ascent as `runner.Steps`: the rows' factors, from where they were, then that of what they share.
+    """Coordinate ascent as `Steps`: the rows' factors, from where they were, then that of what they share.
 
-    A state holds natural parameters (1, N, K[, 2]) of theta and (1, K, V[, 2]) of beta, or beta itself.
+    A state holds natural parameters (1, N, K[, 2]) of theta and (1, K, V[, 2]) of beta, or beta itself. Steps of
+    batches change those of theta in place.
     """
 
     allocation: Allocation
     blocks: Sequence[Block]
     weights: Tensor | None
     workers: int
-    updates: int = LATER
 
     @property
     def together(self) -> bool:
         return False
+
+    @property
+    def no_batches(self) -> str:
+        return ""
+
+    def state(self, theta: Tensor, beta: Tensor) -> Params:
+        return {self.allocation.rows.name: theta.unsqueeze(0), self.allocation.shared.name: beta.unsqueeze(0)}
 
     def start(self, value: Tensor, cold: int = 0) -> Params:
         """The state at a value (K, V) of beta, its factor as narrow as if it had counted an even share of the data;
@@ -84,56 +73,74 @@ class Allocating:
         A row that has once settled on some k seldom leaves them: rows that kept what they found while beta still knew
         little would hold it there.
         """
-        allocation = self.allocation
-        shared = start_of(allocation, value, self.weights)
+        beta = start_of(self.allocation, value, self.weights)
         for _ in range(cold):
-            known = expect_shared(allocation, shared)
-            found = self.each(partial(self._cold, known), self.weights)
-            counts, exposure = sum_of([f.counts for f in found]), sum_of([f.exposure for f in found])
-            shared = update_shared(allocation, known, counts, exposure)
-        expected = expect_shared(allocation, shared)
-        swept = self.each(lambda block, _: Rows(allocation, block, expected).run(None, FIRST, 0.0, None).eta, None)
-        return {allocation.rows.name: torch.cat(swept).unsqueeze(0), allocation.shared.name: shared.unsqueeze(0)}
+            beta = update(self.allocation, *self.sums(beta, self.each(self.rows_under(beta, FEW))))
+        theta = self.each(self.rows_under(beta, FIRST))
+        return self.state(torch.cat([found.eta for found in theta]), beta)
 
-    def _cold(self, shared: Shared, block: Block, share: Tensor | None) -> Pass:
-        return Rows(self.allocation, block, shared).run(None, FEW, 0.0, share)
+    def begun(self, value: Tensor) -> Params:
+        """The state at a value of beta before any row has been looked at: its counts are shared out evenly."""
+        beta = start_of(self.allocation, value, self.weights)
+        shared = expect_shared(self.allocation, beta)
+        theta = [Rows(self.allocation, block, shared).start() for block in self.blocks]
+        return self.state(torch.cat(theta), beta)
 
     def bounds(self, state: Params) -> tuple[list[float], Any]:
-        with torch.no_grad():
-            swept = self.sweep(state, self.updates)
+        swept = self.sweep(state, LATER)
         return swept.log_prob.tolist(), swept
 
     def sweep(self, state: Params, updates: int) -> Swept:
         """A pass over all rows, which updates their factors."""
         allocation = self.allocation
-        value = state[allocation.shared.name][0]
-        shared = expect_shared(allocation, value)
-        theta = state[allocation.rows.name][0]
-
-        def one(block: Block, share: Tensor | None) -> Pass:
-            own = theta[int(block.place[0]) : int(block.place[-1]) + 1]
-            return Rows(allocation, block, shared).run(own, updates, 0.0, share)
-
-        found = self.each(one, self.weights)
-        counts, exposure = sum_of([f.counts for f in found]), sum_of([f.exposure for f in found])
-        bound = torch.stack([f.bound.sum() for f in found]).sum() - cost(allocation.shared, value).sum()
+        theta, beta = state[allocation.rows.name][0], state[allocation.shared.name][0]
+        found = self.each(self.rows_under(beta, updates, theta))
+        bound = torch.stack([f.bound.sum() for f in found]).sum() - cost(allocation.shared, beta).sum()
         eta = torch.cat([f.eta for f in found])
-        return Swept(bound.reshape(1), eta, {allocation.site: (counts, exposure)})
+        return Swept(bound.reshape(1), eta, {allocation.site: self.sums(beta, found)})
 
     def improve(self, state: Params, expected: Any) -> Params:
+        return self.state(expected.eta, update(self.allocation, *expected.sums[self.allocation.site]))
+
+    def batch_step(self, state: Params, expected: Any, rows: Tensor, rate: float) -> tuple[Params, Any]:
+        """Rows of a batch are updated until they stand still; the expected counts of beta then move towards what they
+        would be if all rows were like these, and its factor with them (Hoffman, Blei, Wang and Paisley 2013).
+        """
         allocation = self.allocation
-        shared = expect_shared(allocation, state[allocation.shared.name][0])
-        counts, exposure = expected.sums[allocation.site]
-        value = update_shared(allocation, shared, counts, exposure)
-        return {allocation.rows.name: expected.eta.unsqueeze(0), allocation.shared.name: value.unsqueeze(0)}
+        theta, beta = state[allocation.rows.name][0], state[allocation.shared.name][0]
+        parts = self.workers if len(rows) >= 16 * self.workers else 1
+        blocks = [make_block(allocation, part) for part in rows.sort().values.tensor_split(parts)]
+        batch = replace(self, blocks=blocks, workers=parts)
+        found = batch.each(self.rows_under(beta, LOCAL, theta, STILL))
+        for block, one in zip(blocks, found, strict=True):
+            theta[block.place] = one.eta
+        scale = len(allocation.counts) / len(rows)
+        sums = tuple(
+            (1 - rate) * old + rate * scale * new
+            for old, new in zip(expected.sums[allocation.site], self.sums(beta, found), strict=True)
+        )
+        return self.state(theta, update(allocation, *sums)), expected._replace(sums={allocation.site: sums})
 
     def degenerate(self, state: Params) -> bool:
         return False
 
-    def each(self, task: Any, weights: Tensor | None) -> list[Any]:
-        """A task of every block, in order; on threads where there are blocks enough."""
+    def rows_under(
+        self, beta: Tensor, updates: int, theta: Tensor | None = None, tol: float = 0.0
+    ) -> Callable[[Block, Tensor | None], Pass]:
+        """The task of a block under a factor of beta: its rows' factors updated, from where they were or anew."""
+        shared = expect_shared(self.allocation, beta)
 
-        def quietly(blocks: Sequence[Block]) -> list[Any]:
+        def task(block: Block, share: Tensor | None) -> Pass:
+            own = None if theta is None else theta[block.place]
+            return Rows(self.allocation, block, shared).run(own, updates, tol, share)
+
+        return task
+
+    def each(self, task: Callable[[Block, Tensor | None], Pass]) -> list[Pass]:
+        """A task of every block, in order; on threads where there are blocks enough."""
+        weights = self.weights
+
+        def quietly(blocks: Sequence[Block]) -> list[Pass]:
             with torch.no_grad():
                 return [task(block, None if weights is None else weights[block.place]) for block in blocks]
 
@@ -143,6 +150,11 @@ class Allocating:
         parts = [self.blocks[a:b] for a, b in pairwise(bounds)]
         with one_thread():
             return [found for part in pool(self.workers).map(quietly, parts) for found in part]
+
+    def sums(self, beta: Tensor, found: list[Pass]) -> tuple[Tensor, Tensor]:
+        """Expected counts (V, K) and exposures of some rows under a factor of beta."""
+        counts = sum_of([f.counts for f in found]) * expect_shared(self.allocation, beta).weights
+        return counts, sum_of([f.exposure for f in found])
 
 
 def start_of(allocation: Allocation, value: Tensor, weights: Tensor | None = None) -> Tensor:
@@ -158,10 +170,7 @@ def start_of(allocation: Allocation, value: Tensor, weights: Tensor | None = Non
     return side.prior + counts
 
 
-SEEN = 2_000  # rows of a sparse matrix that `initialize` is given
-NOISE = 1e-4  # a pass over batches moves the bound by chance alone by about this share of it
-LOCAL = 20  # updates of a batch's rows at most
-STILL = 1e-3  # mean change of their natural parameters that ends these
+# --- from every start -------------------------------------------------------------------------------------------------
 
 
 def fit_allocation(
@@ -173,161 +182,52 @@ def fit_allocation(
     options: CAVIOptions,
 ) -> Reached:
     """Raise the bound from each start in turn. Call inside `engine_state`."""
-    seed, start, batch_size, progress = options.seed, options.start, options.batch_size, options.progress
-    max_iters, tol, schedule = options.max_iters, options.tol, options.schedule or Schedule()
     check_margins(allocation, dataset.schema.columns)
-    starts = _starts(
-        pair, dataset.values, allocation, structure, options.restarts, torch.Generator().manual_seed(seed), start
-    )
-    with one_thread() as workers:
-        if batch_size is None:
-            steps = Allocating(allocation, make_blocks(allocation), share, workers)
-            given = bool(start) and allocation.shared.name in (start or {})
-            begun = [steps.start(value, 0 if given and not r else COLD) for r, value in enumerate(starts)]
-            together = {name: torch.stack([one[name][0] for one in begun]) for name in begun[0]}
-            found, failed = Runner(steps, Stop(tol), max_iters, "cavi", settle=0).all(together, progress)
+    name = allocation.shared.name
+    starts = _starts(pair, dataset.values, allocation, structure, options)
+
+    def centred(found: list[Outcome]) -> list[Outcome]:
+        own = allocation.own_shape
+        params = [{name: own(mean_of(allocation.shared, one.params[name])).contiguous()} for one in found]
+        return [replace(one, params=p, start={name: own(v)}) for one, p, v in zip(found, params, starts, strict=False)]
+
+    with one_thread() as workers, torch.no_grad():
+        steps = Allocating(allocation, make_blocks(allocation), share, workers)
+        if options.batch_size is not None:
+            begun = [steps.begun(value) for value in starts]
         else:
-            found, failed = [], 0
-            for number, value in enumerate(starts):
-                generator = torch.Generator().manual_seed(seed + number)
-                run = _Batches(allocation, share, workers, batch_size, schedule, generator)
-                found.append(run.run(value, max_iters, tol, progress))
-    states = [one.params[allocation.shared.name] for one in found]
-    outcomes = [
-        replace(
-            one,
-            params={allocation.shared.name: _center(allocation, state)},
-            start={allocation.shared.name: allocation.own_shape(value)},
+            told = name in (options.start or {})
+            begun = [steps.start(value, 0 if told and not r else COLD) for r, value in enumerate(starts)]
+        return climb(
+            steps,
+            {n: torch.cat([one[n] for one in begun]) for n in begun[0]},
+            options,
+            centred,
+            len(allocation.counts),
+            structure.params,
+            COUNTS,
+            lambda state: {} if isinstance(allocation.shared.family, Point) else {name: state[name]},
+            share=share,
+            settle=0,
         )
-        for one, state, value in zip(found, states, starts, strict=False)
-    ]
-    best = rank(outcomes)[0]
-    state = states[next(i for i, one in enumerate(outcomes) if one is best)]
-    point = isinstance(allocation.shared.family, Point)
-    return Reached(
-        best,
-        map_modes(outcomes, {}, failed),
-        {name: param.constraint for name, param in structure.params.items()},
-        float(len(allocation.counts) if share is None else share.sum()),
-        guide=COUNTS,
-        guide_parts={} if point else {allocation.shared.name: state},
-        note=options.note(best.history, best.converged, "sweeps" if batch_size is None else "passes"),
-    )
-
-
-def _center(allocation: Allocation, state: Tensor) -> Tensor:
-    return allocation.own_shape(mean_of(allocation.shared, state)).contiguous()
 
 
 def _starts(
-    pair: Pair,
-    values: Any,
-    allocation: Allocation,
-    structure: Structure,
-    restarts: int,
-    generator: torch.Generator,
-    start: Params | None,
+    pair: Pair, values: Any, allocation: Allocation, structure: Structure, options: CAVIOptions
 ) -> list[Tensor]:
     """Starting values of what rows share, (K, V) each; a start that cannot tell its k apart is jittered."""
     seen = values
     if isinstance(values, Bags):
         seen = values.pick(torch.linspace(0, len(values) - 1, min(SEEN, len(values))).long()).dense()
-    found = starting_values(pair, seen, structure, restarts, generator, start)
-    name = allocation.shared.name
-    if pair.initialize is None and not (start and name in start):
+    name, generator = allocation.shared.name, torch.Generator().manual_seed(options.seed)
+    found = starting_values(pair, seen, structure, options.restarts, generator, options.start)
+    if pair.initialize is None and name not in (options.start or {}):
         moved = jitter({name: found[name][0]}, structure, generator)[name]
         found[name] = torch.cat([moved.unsqueeze(0), found[name][1:]])
-    size = allocation.size
-    shape = (size, allocation.counts.width)
-    each = [value.reshape(shape[::-1]).mT if allocation.transposed else value.reshape(shape) for value in found[name]]
-    return [value.contiguous() for value in each]
+    return [matrix_of(allocation, value).contiguous() for value in found[name]]
 
 
-class _Batches:
-    """Stochastic variational inference by natural gradients (Hoffman, Blei, Wang and Paisley 2013).
-
-    Rows are parted into batches once, by chance, and the batches taken in an order that is drawn anew in each pass. A
-    batch's rows are updated until they stand still; then the shared factor moves by a share of the way to where it
-    would be if all rows were like these. Of a param the expected counts move that way (stepwise EM).
-    """
-
-    def __init__(
-        self,
-        allocation: Allocation,
-        share: Tensor | None,
-        workers: int,
-        size: int,
-        schedule: Schedule,
-        generator: torch.Generator,
-    ) -> None:
-        self.allocation, self.share, self.schedule, self.generator = allocation, share, schedule, generator
-        rows = torch.randperm(len(allocation.counts), generator=generator)
-        self.workers = workers if size >= 16 * workers else 1
-        quiet()
-        self.batches = [
-            [make_block(allocation, part) for part in batch.tensor_split(self.workers) if len(part)]
-            for batch in rows.split(size)
-        ]
-
-    def run(self, value: Tensor, max_iters: int, tol: float, progress: bool | None) -> Outcome:
-        """Passes over the data; the history holds an estimate of the bound of each, and last the bound itself."""
-        allocation = self.allocation
-        state = start_of(allocation, value)
-        counts, exposure = _statistics(allocation, value)
-        local: dict[tuple[int, int], Tensor] = {}
-        history: list[float] = []
-        bar = Progress(max_iters, "cavi", progress)
-        step, met = 0, False
-        total = float(len(allocation.counts))
-        for _ in range(max_iters):
-            seen = 0.0
-            for number in torch.randperm(len(self.batches), generator=self.generator).tolist():
-                step += 1
-                shared = expect_shared(allocation, state)
-                batch = self.batches[number]
-                found = self._local(number, batch, shared, local)
-                rate = self.schedule.rate(step)
-                scale = total / sum(len(block.place) for block in batch)
-                new = sum_of([one.counts for one in found]) * shared.weights
-                counts = (1 - rate) * counts + rate * scale * new
-                exposure = (1 - rate) * exposure + rate * scale * sum_of([one.exposure for one in found])
-                state = update_from(allocation, counts, exposure)
-                seen += float(sum(one.bound.sum() for one in found))
-            history.append(seen - float(cost(allocation.shared, state).sum()))
-            bar.update(history[-1])
-            if tol > 0 and len(history) > 1:
-                gain = history[-1] - history[-2]
-                met = abs(gain) <= max(tol, NOISE) * (1 + abs(history[-1]))
-            if met or not math.isfinite(history[-1]):
-                break
-        bar.close()
-        shared = expect_shared(allocation, state)
-        last = [self._local(number, batch, shared, local) for number, batch in enumerate(self.batches)]
-        bound = sum(float(one.bound.sum()) for found in last for one in found)
-        history.append(bound - float(cost(allocation.shared, state).sum()))
-        return Outcome({allocation.shared.name: state}, history, met, False, {})
-
-    def _local(self, number: int, batch: list[Block], shared: Any, local: dict[tuple[int, int], Tensor]) -> list[Any]:
-        """The rows of a batch, updated from where an earlier pass left them until they stand still."""
-
-        def one(block: Block, share: Tensor | None) -> Any:
-            key = (number, int(block.place[0]))
-            found = Rows(self.allocation, block, shared).run(local.get(key), LOCAL, STILL, share)
-            local[key] = found.eta
-            return found
-
-        return Allocating(self.allocation, batch, None, self.workers).each(one, self.share)
-
-
-def _statistics(allocation: Allocation, value: Tensor) -> tuple[Tensor, Tensor]:
-    """Expected counts (V, K) and exposures of a start, as if it had counted all data."""
-    counts = allocation.counts.totals.sum() / value.sum() * value.mT
-    exposure = counts.sum(0, keepdim=True) / (value.mT * allocation.column_factor.unsqueeze(1)).sum(0, keepdim=True)
-    return counts.contiguous(), exposure
-
-
-UPDATES = 1_000  # of a row's factor at most
-SETTLED = 1e-6  # mean change of its natural parameters at which it stands still
+# --- rows of a fit ----------------------------------------------------------------------------------------------------
 
 
 class Allocated(NamedTuple):

@@ -261,13 +261,8 @@ class Rows(NamedTuple):
         return Pass(bound, eta, counts, exposure)
 
 
-def update_shared(allocation: Allocation, shared: Shared, counts: Tensor, exposure: Tensor) -> Tensor:
-    """The optimal factor of beta (K, V[, 2]), or the best value, given a pass over the rows."""
-    return update_from(allocation, counts * shared.weights, exposure)
-
-
-def update_from(allocation: Allocation, counts: Tensor, exposure: Tensor) -> Tensor:
-    """The same from the expected counts (V, K) themselves."""
+def update(allocation: Allocation, counts: Tensor, exposure: Tensor) -> Tensor:
+    """The optimal factor of beta (K, V[, 2]), or the best value, given expected counts (V, K) and exposures."""
     expected = counts.mT  # (K, V)
     rate = (exposure * allocation.column_factor.unsqueeze(1)).mT
     side = allocation.shared

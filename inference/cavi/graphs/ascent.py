@@ -16,14 +16,12 @@ from ...base.errors import DataError, ModelError, OptionError
 from ...data.devices import device_of
 from ...data.schema import Dataset
 from ...families.factors import Point
-from ...optimize.coordinate_ascent import Runner
-from ...optimize.modes import Outcome, Reached, map_modes, rank
+from ...optimize.modes import Outcome, Reached
 from ...optimize.starts import each_start
-from ...optimize.stopping import Stop
 from ...pair import Pair
 from ...program.estep import Expectations, one_thread
 from ...program.sites import Params
-from ..options import CAVIOptions
+from ..climb import CAVIOptions, climb
 from ..sweeps import Sweeps
 from .model import GRAPH, INTO, OUT, Relation, read_relation
 from .pair_sums import Part, entropy, sweep
@@ -234,37 +232,31 @@ def fit_relation(
     relation = read_relation(pair.model, dataset.values, pair.graph, dataset.schema)
     steps = Relating(relation, options.m_steps)
     with one_thread():
-        begun = _starts(
-            pair, dataset, steps, options.restarts, torch.Generator().manual_seed(options.seed), options.start
+        begun = _starts(pair, dataset, steps, options)
+        return climb(
+            steps,
+            {name: torch.cat([one[name] for one in begun]) for name in begun[0]},
+            options,
+            lambda found: [_aligned(relation, one, max(found, key=lambda each: each.bound)) for one in found],
+            relation.probe.num_nodes,
+            relation.field.params,
+            GRAPH,
+            lambda state: {
+                **{n: v for n, v in state.items() if n == relation.latent or n in relation.field.priors},
+                OUT: relation.probe.out_degree,
+                INTO: relation.probe.in_degree,
+            },
         )
-        starts = {name: torch.cat([one[name] for one in begun]) for name in begun[0]}
-        found, failed = Runner(steps, Stop(options.tol), options.max_iters, "cavi").all(starts, options.progress)
-    best = found[max(range(len(found)), key=lambda r: found[r].bound)]
-    outcomes = [_aligned(relation, one, best) for one in found]
-    first = rank(outcomes)[0]
-    factors = [n for n, f in relation.field.families.items() if not isinstance(f, Point)]
-    parts = {name: best.params[name] for name in (*factors, relation.latent)}
-    parts |= {OUT: relation.probe.out_degree, INTO: relation.probe.in_degree}
-    return Reached(
-        first,
-        map_modes(outcomes, {}, failed),
-        {name: param.constraint for name, param in relation.field.params.items()},
-        float(relation.probe.num_nodes),
-        guide=GRAPH,
-        guide_parts=parts,
-        note=options.note(first.history, first.converged),
-    )
 
 
-def _starts(
-    pair: Pair, dataset: Dataset, steps: Relating, restarts: int, generator: torch.Generator, start: Params | None
-) -> list[Params]:
+def _starts(pair: Pair, dataset: Dataset, steps: Relating, options: CAVIOptions) -> list[Params]:
     """A state of each restart: `initialize` and `start` may give the latent of the nodes."""
-    relation = steps.relation
+    relation, start = steps.relation, options.start
+    generator = torch.Generator().manual_seed(options.seed)
     candidates = candidates_of(relation, generator)
     drawn = each_start(pair.initialize, dataset.values, generator, {relation.latent: relation.size})
     out = []
-    for number in range(restarts):
+    for number in range(options.restarts):
         found = next(drawn, None)
         given = start if number == 0 and start else dict(found) if found else None
         out.append(_given(steps, given, next(candidates)) if given else steps.best(next(candidates)))
