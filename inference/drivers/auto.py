@@ -13,7 +13,7 @@ from ..data.devices import in_double
 from ..data.schema import Dataset
 from ..data.sparse import Bags, densified
 from ..data.streams import Rows, first_rows
-from ..linear_gaussian.reader import sum_out
+from ..linear_gaussian.marginalize import sum_out
 from ..pair import Pair
 from ..trace.handlers import engine_state
 from ..trace.structure import Structure, read

@@ -14,7 +14,7 @@ from ..data.schema import Dataset
 from ..data.structures import slice_rows
 from ..linear_gaussian.loadings_em import turned
 from ..linear_gaussian.loadings_plan import spread_by_column
-from ..linear_gaussian.reader import read_exact
+from ..linear_gaussian.marginalize import read_exact
 from ..optimize.coordinate_ascent import Runner
 from ..optimize.label_switching import label_cells
 from ..optimize.minibatches import stepwise

@@ -66,7 +66,9 @@ def find_factored(program: Program, climbed: Mapping[str, str], floor: float) ->
         linear = [
             k for k in ("factor", "loc") if k in own and base_constraint(real[own[k]].constraint) is constraints.real
         ]
-        if linear or scale:
+        # a scale alone goes with what is climbed beside it: taken in turns, the two would follow each other slowly
+        beside = frozenset().union(*(argument.depends for argument in site.args.values())) & set(climbed) - {scale}
+        if linear or (scale and not beside):
             found.append(_factored(program, site, {k: own[k] for k in linear}, scale, floor))
     return tuple(found)
 

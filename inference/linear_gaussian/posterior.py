@@ -75,14 +75,23 @@ def given_rows(fn: Any, layout: Layout, value: Tensor) -> Given:
         rows = (patterns.of_row == number).nonzero().flatten()
         own, left = ((t[:, number if t.shape[1] > 1 else 0]) for t in (factor, noise))
         own, left = own[:, seen], left[:, seen][..., seen]
-        weighed = torch.linalg.solve(left, own) if len(seen) else own  # (C, d, E)
-        tril = torch.linalg.cholesky(eye + own.mT @ weighed)
-        root = torch.linalg.solve_triangular(tril, eye, upper=False).mT
-        slope = weighed @ root @ root.mT
+        slope, root = _given_seen(own, left, eye)
         center = (loc[:, rows] if loc.shape[1] > 1 else loc)[..., seen]
         mean[:, rows] = (value[rows][:, seen] - center) @ slope
         parts.append(root.expand(len(loc), *root.shape[1:]))
     return Given(mean, torch.stack(parts, 1), patterns.of_row)
+
+
+def _given_seen(factor: Tensor, noise: Tensor, eye: Tensor) -> tuple[Tensor, Tensor]:
+    """The slope (C, d, E) of e on what was seen of x, and a root (C, E, E) of its covariance."""
+    if bool((noise.diagonal(dim1=-2, dim2=-1) > 0).all()):
+        weighed = torch.linalg.solve(noise, factor) if factor.shape[-2] else factor
+        tril = torch.linalg.cholesky(eye + factor.mT @ weighed)
+        root = torch.linalg.solve_triangular(tril, eye, upper=False).mT
+        return weighed @ root @ root.mT, root
+    slope = torch.linalg.solve(factor @ factor.mT + noise, factor)  # of what is seen as it stands, some of e is known
+    values, vectors = torch.linalg.eigh(eye - factor.mT @ slope)
+    return slope, vectors * values.clamp_min(0).sqrt().unsqueeze(-2)
 
 
 def explained(fn: Any, layout: Layout, table: Tensor, value: Tensor) -> Tensor:
@@ -104,7 +113,7 @@ def latents_of(program: Program, params: Params) -> dict[str, Latent]:
     """How each follows from e, under one set of params (1, *shape) each."""
     marginal, layout = program.model, program.layout
     assert isinstance(marginal, Marginal)
-    met: dict[str, Tensor] = {}
+    met: dict[str, tuple[Tensor, Tensor]] = {}
 
     def model(data: Any) -> None:
         met.update(marginal.maps(data))
@@ -112,14 +121,12 @@ def latents_of(program: Program, params: Params) -> dict[str, Latent]:
     with torch.no_grad():
         run(model, program.data, Bind({name: value[0] for name, value in params.items()}), layout.nesting)
     out = {}
-    for name, value in met.items():
+    for name, (value, slopes) in met.items():
         shape = marginal.latents[name]
-        value = value.reshape(*value.shape[: value.dim() - len(shape)], shape.numel())
-        dim = marginal.dim - 1
-        zero = value.narrow(dim, 0, 1)
-        slopes = (value.narrow(dim, 1, marginal.width) - zero).movedim(dim, -1)  # (..., U, E)
+        origin = value.reshape(*value.shape[: value.dim() - len(shape)], shape.numel())
+        slopes = slopes.reshape(*slopes.shape[: slopes.dim() - len(shape) - 1], shape.numel(), marginal.width)
         parts = []
-        for part, inner in ((zero.squeeze(dim), 1), (slopes, 2)):
+        for part, inner in ((origin, 1), (slopes, 2)):
             batch = part.shape[: part.dim() - inner]
             kept = batch[len(batch) - layout.nesting - len(layout.latents) :]
             canonical = layout.canonical(part.reshape(*kept, *part.shape[part.dim() - inner :]), inner, keep_rows=True)

@@ -10,8 +10,7 @@ from torch import Tensor
 from ..base.rng import forked
 from ..data.schema import Dataset
 from ..data.structures import fields_of, is_structure
-from ..linear_gaussian.marginalize import Marginal, varies_by_row
-from ..linear_gaussian.reader import read_exact
+from ..linear_gaussian.marginalize import Marginal, has_new_gaps, read_exact, varies_by_row
 from ..program.checks import check_values
 from ..program.compiler import compile_program
 from ..program.program import Program
@@ -55,8 +54,9 @@ def bound(fit: Any, dataset: Dataset, drawn: bool = False) -> Program:
     elif program.centred_by_group or not _is_same(program.data, values):
         with forked():
             structure = program.structure_on(values)
+            anew = not drawn and has_new_gaps(program.structure, structure)
+            program = compiled_on(fit, dataset) if anew else program.on(values, structure)
         check_values(structure, dataset.schema)
-        program = program.on(values, structure)
     if fit.data is not None and _is_same(fit.data.values, values):
         held.own[drawn] = program
     return program

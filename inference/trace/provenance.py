@@ -22,6 +22,7 @@ SELECTIONS = frozenset(
     "permute transpose t swapaxes swapdims movedim moveaxis select index_select narrow gather take repeat tile "
     "repeat_interleave unbind split chunk roll flip".split()
 )
+JOINS = frozenset("cat concat concatenate stack hstack vstack".split())
 SAME_CELLS = frozenset("contiguous clone to type_as double float long int detach alias".split())
 # Functions that look at the dtype or the shape of their further arguments, not at their values.
 TEMPLATES = frozenset("type_as expand_as view_as reshape_as to".split())
@@ -71,6 +72,10 @@ class Symbol(torch.Tensor):
                     return _mark(out, known)
                 if name in SELECTIONS or func in TRANSPOSES:
                     return _mark_all(out, func(known.cells, *args[1:], **kwargs), known)
+            if name in JOINS and (known := _one_root(args)) is not None:
+                return _mark(
+                    out, known._replace(cells=func([part.provenance.cells for part in args[0]], *args[1:], **kwargs))
+                )
             form = _form(func, name, args, kwargs, out, symbols)
             if (normalised := _normalisation(name, args)) is not None:
                 return _mark(out, normalised)
@@ -106,6 +111,12 @@ def drawn(value: Tensor, name: str) -> Symbol:
     out = _mark(value, Provenance(frozenset({name}), None, "a draw"))
     out.form = root(name, torch.arange(value.numel(), device=value.device).reshape(value.shape))
     return out
+
+
+def computed_like(value: Tensor, source: Any, operation: str) -> Tensor:
+    """Mark values as computed from whatever `source` comes from."""
+    known = provenance(source)
+    return value if known is None else _mark(value, Provenance(known.names, None, operation))
 
 
 def provenance(value: Any) -> Provenance | None:
@@ -191,6 +202,14 @@ def _overwritten(target: Tensor, others: tuple, operation: str) -> None:
         assert isinstance(target, Symbol)
         target.provenance = Provenance(frozenset().union(*(s.provenance.names for s in sources)), None, operation)
         target.total_of = target.form = None
+
+
+def _one_root(args: tuple) -> Provenance | None:
+    """Of tensors that are laid beside each other: where they come from, if all are cells of one root."""
+    parts = args[0] if args and isinstance(args[0], list | tuple) else ()
+    known = [part.provenance if isinstance(part, Symbol) else None for part in parts]
+    alike = {None if one is None or one.cells is None or one.normalized else one.names for one in known}
+    return known[0] if len(alike) == 1 and None not in alike else None
 
 
 def _normalisation(name: str, args: tuple) -> Provenance | None:
