@@ -101,8 +101,10 @@ class Part(NamedTuple):
 
 
 def varies_by_row(model: Any) -> bool:
-    """Whether which cells an argument is made of was seen row by row, so that on other rows it must be seen again."""
-    return isinstance(model, Marginal) and any(gather.by_row for gather in model.gathers.values())
+    """Whether something was seen of these very rows, which cells an argument takes in each of them, or that it is the
+    same in all: on other rows it must be seen again.
+    """
+    return isinstance(model, Marginal) and bool(model.still or any(one.by_row for one in model.gathers.values()))
 
 
 class SumOut(Messenger):

@@ -8,7 +8,7 @@ from oracle import joint, random_values
 from stories import STORIES
 from stories.base import CODES, COUNTS, TABLE, label, mixture, positive, real, simplex
 
-from latentzoo import Pair, em, svi, zoo
+from latentzoo import Pair, cavi, em, svi, zoo
 from latentzoo.inference.data.structures import num_rows, slice_rows
 from latentzoo.inference.program.compiler import compile_program
 from latentzoo.inference.program.estep import expectations
@@ -160,6 +160,24 @@ def test_arguments_that_are_gathered_by_row_are_those_of_the_new_rows(tmp_path):
     assert torch.equal(fit.score(x.clone()), fit.score())
 
 
+def test_loadings_that_are_gathered_by_row_are_those_of_the_new_rows():
+    def model(x):
+        loc, load, scale = real("loc", 4, 2), real("load", 2), positive("scale", 2)
+        group = x[:, 2].long()
+        with pyro.plate("data", len(x)):
+            u = pyro.sample("u", dist.Normal(torch.zeros(()), 1.0))
+            pyro.sample("x", dist.Normal(loc[group] + u.unsqueeze(-1) * load, scale).to_event(1), obs=x[:, :2])
+
+    x = torch.cat([TABLE[:, :2], torch.arange(24.0).double().unsqueeze(1) % 4], 1)
+    fit = em(Pair(model), x, max_iters=5, tol=0)
+    new = torch.cat([TABLE[:, :2], (torch.arange(24.0).double().unsqueeze(1) + 1) % 4], 1)  # as many rows, other groups
+    load, loc = fit.params["load"], fit.params["loc"]
+    covariance = torch.outer(load, load) + torch.diag(fit.params["scale"] ** 2)
+    for rows in (x, new, x):
+        expected = torch.distributions.MultivariateNormal(loc[rows[:, 2].long()], covariance).log_prob(rows[:, :2])
+        torch.testing.assert_close(fit.score(rows.clone()), expected, **EXACT)
+
+
 def far(rows):
     """Rows beside which any mean is nowhere near the others."""
     return torch.cat([rows, torch.full_like(rows[:1], 1e10)])
@@ -225,14 +243,39 @@ def test_a_bootstrap_reads_nothing(monkeypatch):
     assert drawing <= 2 * 4  # two to draw each set of rows, none to fit it
 
 
-def test_runs_of_a_guided_fit_are_few():
-    def model(x):
-        loc = pyro.sample("loc", dist.Normal(torch.zeros(2), 5.0).to_event(1))
-        with pyro.plate("data", len(x)):
-            z = label("z", dist.Categorical(torch.ones(2) / 2))
-            pyro.sample("x", dist.Normal(loc[z], 1.0), obs=x[:, 0])
+def bayesian(x):
+    loc = pyro.sample("loc", dist.Normal(torch.zeros(2), 5.0).to_event(1))
+    with pyro.plate("data", len(x)):
+        z = label("z", dist.Categorical(torch.ones(2) / 2))
+        pyro.sample("x", dist.Normal(loc[z], 1.0), obs=x[:, 0])
 
+
+def factors(x):
+    loc, load, scale = real("loc", 3), real("load", 3), positive("scale", 3)
+    with pyro.plate("data", len(x)):
+        u = pyro.sample("u", dist.Normal(torch.zeros(()), 1.0))
+        pyro.sample("x", dist.Normal(loc + u.unsqueeze(-1) * load, scale).to_event(1), obs=x)
+
+
+@pytest.mark.parametrize(
+    ("fit", "model", "data", "most"),
+    [
+        (em, normals, TABLE, 3),  # what it takes for its data, the number of plates, then the structure
+        (em, categories, CODES.double().repeat(90, 1), 4),  # and the distinct rows
+        (em, factors, TABLE, 8),  # and four times to sum its latents out, once as what is left
+        (cavi, bayesian, TABLE, 3),
+        (svi, bayesian, TABLE, 5),  # and once to look for networks, once with its checks on
+    ],
+    ids=["em", "collapsed", "summed out", "cavi", "svi"],
+)
+def test_a_fit_runs_the_model_a_few_times_however_many_its_steps(fit, model, data, most):
     model = counted(model)
+    fit(Pair(model), data, tol=0, progress=False, **{"num_steps" if fit is svi else "max_iters": 30})
+    assert model.runs <= most
+
+
+def test_runs_of_a_guided_fit_are_few():
+    model = counted(bayesian)
     fit = svi(Pair(model), TABLE, num_steps=5, tol=0, progress=False)
     model.runs = 0
     first = fit.score()
