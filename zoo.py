@@ -18,7 +18,7 @@ from .inference.drivers.em import em
 from .inference.drivers.inputs import adapted
 from .inference.drivers.svi import svi
 from .inference.fit import Fit
-from .inference.io.saving import restored
+from .inference.io.saving import OriginRecord, check_params, restored, told
 from .inference.pair import Pair, as_pair, on_table
 from .models.registry import ENTRIES, entry, register
 
@@ -140,25 +140,33 @@ def load(folder: str | Path, pair: Pair | None = None) -> Fit:
     RunError
         The folder is missing, damaged, tampered with, of another format, or of a model that is not registered here.
     """
+    folder = Path(folder)
     arrays, record = read_run(folder)
     if record.get("kind") != "fit":
         holds = "a checkpoint of an unfinished fit: go on with svi(..., checkpoint=folder, resume=True)"
         raise RunError(f"{folder}: the folder holds {holds if record.get('kind') == 'checkpoint' else 'no fit'}")
-    origin = record["origin"]
-    if pair is None:
-        if origin is None:
-            raise RunError(
-                f"{folder}: the fit is of a pair that was never registered: pass it, zoo.load(folder, pair=...)"
-            )
-        known = ENTRIES.get(origin["name"])
-        if known is None or f"{known.factory.__module__}:{known.factory.__qualname__}" != origin["factory"]:
-            raise RunError(
-                f"{folder}: the fit is of {origin['factory']}, which is not registered here: "
-                f"import the module that registers it, or pass pair=..."
-            )
-        pair = create(origin["name"], **origin["hyperparameters"])
-    found = restored(arrays, record)
-    return Fit(pair=on_table(pair, found["schema"]), **found)
+    fit = told(folder, arrays, record)
+    found = restored(arrays, fit)
+    pair = on_table(_pair_of(folder, fit.origin) if pair is None else pair, found["schema"])
+    check_params(folder, pair, found["schema"], arrays)
+    return Fit(pair=pair, **found)
+
+
+def _pair_of(folder: Path, origin: OriginRecord | None) -> Pair:
+    """The registered pair that a fit was of."""
+    if origin is None:
+        raise RunError(f"{folder}: the fit is of a pair that was never registered: pass it, zoo.load(folder, pair=...)")
+    known = ENTRIES.get(origin.name)
+    if known is None or f"{known.factory.__module__}:{known.factory.__qualname__}" != origin.factory:
+        raise RunError(
+            f"{folder}: the fit is of {origin.factory}, which is not registered here: "
+            f"import the module that registers it, or pass pair=..."
+        )
+    try:
+        return create(origin.name, **origin.hyperparameters)
+    except Exception as error:  # whatever a factory raises at options that it never gave
+        words = (str(error).splitlines() or [type(error).__name__])[0]
+        raise RunError(f"{folder}: record.origin.hyperparameters make no {origin.name}: {words}") from error
 
 
 def _check_options(driver: str, options: Mapping[str, Any], pair: Pair) -> None:

@@ -58,11 +58,13 @@ def read_as(kind: Any, value: Any, where: str) -> Any:
     if origin is Literal:
         return value if value in args else _refuse(where, value, f"one of {', '.join(map(repr, args))}")
     if origin in (list, tuple):
-        items = value if isinstance(value, list) else _refuse(where, value, "a list")
-        return origin(read_as(args[0], item, f"{where}[{number}]") for number, item in enumerate(items))
+        if not isinstance(value, list):
+            _refuse(where, value, "a list")
+        return origin(read_as(args[0], item, f"{where}[{number}]") for number, item in enumerate(value))
     if origin is dict:
-        items = value if isinstance(value, dict) else _refuse(where, value, "an object")
-        return {name: read_as(args[1], item, f"{where}.{name}") for name, item in items.items()}
+        if not isinstance(value, dict):
+            _refuse(where, value, "an object")
+        return {name: read_as(args[1], item, f"{where}.{name}") for name, item in value.items()}
     if kind is float and type(value) is int:
         return float(value)
     return value if type(value) is (type(None) if kind is None else kind) else _refuse(where, value, _WORDS[kind])

@@ -17,6 +17,7 @@ import json
 import os
 import re
 import secrets
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,10 +32,8 @@ from .errors import RunError
 from .records import read_as
 from .strict_json import decoded, encoded
 
-try:
+if sys.platform != "win32":
     import fcntl
-except ImportError:  # not on Windows
-    fcntl = None  # type: ignore[assignment]
 
 FORMAT = 2
 RUN_FILE = "run.safetensors"
@@ -275,7 +274,7 @@ def _refuse_foreign(folder: Path) -> None:
 @contextlib.contextmanager
 def _alone(folder: Path) -> Iterator[bool]:
     """One writer at a time: who comes second waits for the lock on the folder. False where a disk has no locks."""
-    if fcntl is None:
+    if sys.platform == "win32":
         yield False
         return
     descriptor, locked = os.open(folder, os.O_RDONLY), True
