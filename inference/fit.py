@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ import pyro.distributions as dist
 from torch import Tensor
 
 from .base.errors import DataError
-from .cavi.graphs.model import GRAPH
+from .base.options import check_counts
 from .data.adapt import adapt
 from .data.devices import in_double, on_cpu
 from .data.schema import Dataset, Schema
@@ -22,12 +24,14 @@ from .diagnose.gaps import gaps
 from .io import groups, saving
 from .optimize.modes import ModeMap
 from .pair import Pair
-from .posterior import draws, graphs, guided, predictions
-from .posterior import exact as verbs
-from .posterior import summary as words
+from .posterior import draws as of_params
+from .posterior.amortized import Importance
 from .posterior.anomaly import anomalies, renamed, row_names
-from .posterior.compiled import Compiled
-from .posterior.kinds import NETWORKS, OWN, filling_of, making_of, posterior_of
+from .posterior.base import Compiled, Posterior
+from .posterior.conjugate import predictions
+from .posterior.expected import filled
+from .posterior.kinds import encoder_of, posterior_of, without_networks
+from .posterior.summary import summary
 from .program.deterministic import Moments
 
 
@@ -80,6 +84,11 @@ class Fit:
     weights: Any = field(default=None, compare=False)
     compiled: Compiled = field(default_factory=Compiled, compare=False)
 
+    @cached_property
+    def kind(self) -> Posterior:
+        """What the fit says of latents, whatever found it: every verb below is written over it."""
+        return posterior_of(self)
+
     # --- how good ---------------------------------------------------------------------------------------------------
 
     @property
@@ -87,7 +96,7 @@ class Fit:
         """Whether `log_likelihood` (so AIC and BIC too) is no more than the evidence lower bound: rows have continuous
         latents that nobody sums out.
         """
-        return bool(self.guide) and math.isnan(self.entropy)
+        return self.kind.guided and math.isnan(self.entropy)
 
     @property
     def aic(self) -> float:
@@ -107,17 +116,12 @@ class Fit:
     @property
     def score_kind(self) -> str:
         """What `score` is: exact, an average over draws of shared latents, or an importance-weighted bound."""
-        if not self.guide:
-            return "exact"
-        if self.guide == GRAPH:
-            return "pseudo-likelihood: each node's edges given the labels of the others, averaged over draws"
-        if self.guide in NETWORKS:
-            return self._verbs.score_kind(self)
-        return "importance-weighted bound" if self.bounded else "average over draws from the guide"
+        return self.kind.score_kind
 
     def score(self, data: Any = None) -> Tensor:
         """log p(x_n) of each row, (N,), missing cells integrated out; `score_kind` says how latents were."""
-        return self._verbs.score(self, self.adapted(data))
+        with self._at(data) as it:
+            return it.log_evidence()
 
     def anomaly(self, data: Any = None, by: str = "density") -> Any:
         """How unusual each row is, a Series (N,) under the names of the rows: larger is stranger.
@@ -142,7 +146,8 @@ class Fit:
         `Moments`, mean and sd (N, ...), of a continuous one, and of what the model computes of them
         (`pyro.deterministic` in the data plate).
         """
-        return self._verbs.latents(self, self.adapted(data))
+        with self._at(data) as it:
+            return dict(it.marginals())
 
     def clusters(self, data: Any = None) -> Tensor:
         """The most probable value (N,) of the model's one latent of a row."""
@@ -157,22 +162,19 @@ class Fit:
     def posterior(self, site: str, data: Any = None) -> Any:
         """The posterior of one latent as a Pyro distribution: Categorical for a discrete one, the guide's factor for a
         continuous one, Delta for what was learned as a point."""
-        if self.guide in OWN or (self.guide in NETWORKS and site not in self.params):
-            return self._verbs.factor(self, site, self.adapted(data))
-        if self.guide:
-            dataset = self.adapted(data)
-            if site in guided.continuous_of(self, dataset):
-                return guided.factor(self, site, dataset)
-        if site in self.params:
+        if site in self.params and (not self.kind.guided or self.kind.networks):
             return dist.Delta(self.params[site])
-        found = self.latents(data)
-        if site not in found:
-            raise DataError(f"posterior: no latent named '{site}'; the model has {sorted([*found, *self.params])}")
-        probs = found[site]
+        with self._at(data) as it:
+            found = it.factor(site)
+            if found is not None:
+                return found
+            if site in self.params:
+                return dist.Delta(self.params[site])
+            latents = it.marginals()
+        if site not in latents:
+            raise DataError(f"posterior: no latent named '{site}'; the model has {sorted([*latents, *self.params])}")
+        probs = latents[site]
         if isinstance(probs, Moments):
-            normal = None if self.guide else verbs.normal_factor(self, site, self.adapted(data))
-            if normal is not None:
-                return normal
             raise DataError(
                 f"posterior: '{site}' is computed from latents, and its distribution has no name: use "
                 f"latents(x)['{site}'] for its mean and sd, or sample_posterior for draws"
@@ -181,7 +183,10 @@ class Fit:
 
     def sample_posterior(self, num: int = 1000, data: Any = None, seed: int = 0) -> dict[str, Tensor]:
         """Draws (num, N, ...) of every latent of a row given the data, and the params beside them."""
-        return (self._verbs if self.guide else draws).sample_posterior(self, self.adapted(data), num, seed)
+        check_counts(num=(num, 1))
+        with self._at(data, seed) as it:
+            found = it.draw(num)
+        return {**found.shared, **found.rows}
 
     # --- new data and missing cells ---------------------------------------------------------------------------------
 
@@ -190,58 +195,61 @@ class Fit:
         observed sites by name, and the columns that are conditions of a `conditional_vae`, with one value or one for
         each row; labels as they are: ``given={"species": "setosa"}``.
         """
-        return making_of(self.guide).generate(self, num, dict(given or {}), seed)
+        return self.kind.generate(num, dict(given or {}), seed)
 
     def reconstruct(self, data: Any = None) -> Any:
         """Each row's posterior predictive: its expected value (for categories the most probable), in the form it came
         in.
         """
-        return renamed(self._fills.reconstruct(self, self.adapted(data)), data, self)
+        return renamed(filled(self.kind, self.adapted(data), everywhere=True), data, self)
 
     def impute(self, data: Any = None) -> Any:
         """The data with missing cells at their conditional expectation (for categories the most probable)."""
-        return renamed(self._fills.impute(self, self.adapted(data)), data, self)
+        return renamed(filled(self.kind, self.adapted(data), everywhere=False), data, self)
 
     def predictions(self, data: Any = None) -> Moments:
         """Posterior mean and standard deviation of the expected value of each cell, missing ones too, of a model whose
         latents multiply (`bayesian_pca`, `probabilistic_matrix_factorization`).
         """
-        return predictions.predictions(self, data)
+        return predictions(self, data)
 
     # --- with networks ----------------------------------------------------------------------------------------------
 
-    def importance(self, data: Any = None, num: int = 200, seed: int | None = None) -> Any:
+    def importance(self, data: Any = None, num: int = 200, seed: int | None = None) -> Importance:
         """The importance-weighted bound of each row from `num` draws: ``log_prob`` (N,), its standard ``error`` (N,),
         and ``k_hat`` (N,), the tail of the weights, above 0.7 of which it cannot be relied on.
         """
-        return self._networks("importance").importance(self, self.adapted(data), num, seed)
+        with encoder_of(self, "importance").on(self.adapted(data), seed) as it:
+            return it.importance(num)
 
     def embeddings(self, data: Any = None) -> Any:
         """Posterior means of the continuous latents of each row, a DataFrame."""
-        return renamed(self._networks("embeddings").embeddings(self, self.adapted(data)), data, self)
+        with encoder_of(self, "embeddings").on(self.adapted(data)) as it:
+            return renamed(it.embeddings(), data, self)
 
     def interpolate(self, first: int, second: int, num: int = 8, data: Any = None) -> Any:
         """Expected rows along the line between the embeddings of two rows, `num` of them, ends included."""
-        return self._networks("interpolate", fills=True).interpolate(self, self.adapted(data), first, second, num)
+        return encoder_of(self, "interpolate").interpolate(self.adapted(data), first, second, num)
 
     def gaps(self, data: Any = None, num_steps: int = 500, num: int = 1000) -> Any:
         """How far the bound lies below log p(x): for want of a better family, and for want of a better encoder
         (Cremer et al. 2018).
         """
-        self._networks("gaps")
+        encoder_of(self, "gaps")
         return gaps(self, self.adapted(data), num_steps, num)
 
     # --- uncertainty, export, pictures ------------------------------------------------------------------------------
 
     def shared_draws(self, num: int = 100, seed: int = 0, data: Any = None) -> dict[str, Tensor]:
         """Draws (num, *shape) of the latents that all rows share from the guide, learned params beside them."""
-        self._without_networks("shared_draws")
-        return OWN.get(self.guide, guided).shared_draws(self, self.adapted(data), num, seed)
+        check_counts(num=(num, 1))
+        with without_networks(self, "shared_draws").on(self.adapted(data), seed) as it:
+            return it.shared(num)
 
     def param_draws(self, num: int = 100, method: str = "laplace", seed: int = 0) -> dict[str, Tensor]:
         """Draws (num, *shape) of the params: "laplace" or "bootstrap" (parametric, refitted, labels aligned)."""
-        self._without_networks("param_draws")
-        return draws.param_draws(self, num, method, seed)
+        without_networks(self, "param_draws")
+        return of_params.param_draws(self, num, method, seed)
 
     def to_arviz(self, draws: str | None = None, num_draws: int = 100, data: Any = None, seed: int = 0) -> Any:
         """InferenceData (ArviZ 0.x) or DataTree (1.x): one draw of the params, or `num_draws` by "laplace" or
@@ -251,7 +259,7 @@ class Fit:
 
     def half_steps(self, num_iters: int = 8, data: Any = None) -> list[HalfStep]:
         """log p(x) = ELBO + KL as numbers around each E-step and M-step, from this fit's own start."""
-        self._without_networks("half_steps")
+        without_networks(self, "half_steps")
         return half_steps(self, self.adapted(data), num_iters, self.weights if data is None else None)
 
     def plot(self, kind: str | None = None, data: Any = None, labels: Any = None) -> Any:
@@ -266,7 +274,7 @@ class Fit:
 
     def summary(self) -> str:
         """A page a person can read: what was fitted, how well, and what was found."""
-        return (graphs if self.guide == GRAPH else words).summary(self)
+        return summary(self)
 
     def save(self, folder: str | Path) -> Path:
         """Write a run folder (safetensors and JSON, no pickle), atomically. The data are not in it."""
@@ -280,33 +288,16 @@ class Fit:
         """Data as this fit's model takes them, with the columns and labels of training."""
         if data is None and self.data is None:
             raise DataError("this fit was loaded from a folder, which holds no data: pass the data")
-        rows = self.guide in NETWORKS
+        rows = self.kind.networks
         found = self.data if data is None else in_double(adapt(data, self.schema, self.pair.by, self.pair.graph, rows))
         assert found is not None
-        if self.guide not in OWN:  # the others' verbs look at every cell
+        if not self.kind.sparse:
             found = replace(found, values=densified(found.values))
         return on_cpu(found)
 
-    @property
-    def _verbs(self) -> Any:
-        """The functions that know this fit's posterior."""
-        return posterior_of(self.guide)
-
-    @property
-    def _fills(self) -> Any:
-        """The functions that know what its observed sites are expected to be."""
-        return filling_of(self.guide)
-
-    def _without_networks(self, verb: str) -> None:
-        if self.guide in NETWORKS:
-            raise DataError(f"{verb}: of weights of networks there is a point alone; see sample_posterior, importance")
-
-    def _networks(self, verb: str, fills: bool = False) -> Any:
-        if self.guide not in NETWORKS:
-            raise DataError(
-                f"{verb}: the fit has no encoder: fit the pair with guide='amortized', or use score, latents"
-            )
-        return self._fills if fills else self._verbs
+    def _at(self, data: Any, seed: int | None = None) -> AbstractContextManager[Posterior]:
+        """What the fit says of latents, at work on data."""
+        return self.kind.on(self.adapted(data), seed)
 
     def __repr__(self) -> str:
         name = self.pair.origin.name if self.pair.origin else getattr(self.pair.model, "__name__", "model")

@@ -37,7 +37,7 @@ from scipy.linalg import subspace_angles
 
 from latentzoo import zoo
 from latentzoo.inference.data.bundled.tables import load_bundled
-from latentzoo.inference.posterior.predictions import predictions
+from latentzoo.inference.posterior.conjugate import predictions
 
 FIGURES = Path("figures")  # where the pictures go, relative to the working folder
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#C4C8CC"

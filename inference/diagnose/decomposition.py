@@ -10,6 +10,7 @@ from ..base.options import row_weights
 from ..data.schema import Dataset
 from ..em.mstep import m_step
 from ..em.plan import make_plan
+from ..posterior.base import Fitted
 from ..posterior.compiled import bound
 from ..program.estep import Expectations, expectations
 from ..program.objective import expected_complete, log_prior
@@ -31,7 +32,7 @@ class HalfStep(NamedTuple):
 
 
 def half_steps(
-    fit: Any, dataset: Dataset, num_iters: int, weights: Any = None, floor: float = 1e-6, steps: int = 20
+    fit: Fitted, dataset: Dataset, num_iters: int, weights: Any = None, floor: float = 1e-6, steps: int = 20
 ) -> list[HalfStep]:
     """Run EM again from a fit's start and note the decomposition at every half-step.
 

@@ -18,6 +18,7 @@ from ..data.streams import as_one
 from ..data.structures import num_rows, tensors_of
 from ..nn.posteriors import free_numbers
 from ..posterior.amortized import Opened, opened
+from ..posterior.base import Fitted
 
 RATE = 0.1  # of Adam, falling to a hundredth
 
@@ -57,7 +58,7 @@ class Gaps(NamedTuple):
         return "\n".join([head, *(f"  {name:<14}{value:9.4f}  {why}" for name, value, why in lines)])
 
 
-def gaps(fit: Any, dataset: Dataset, num_steps: int, num: int) -> Gaps:
+def gaps(fit: Fitted, dataset: Dataset, num_steps: int, num: int) -> Gaps:
     """Optimise the factors of each row by themselves; compare bounds from `num` draws."""
     check_counts(num_steps=(num_steps, 1), num=(num, 1))
     dataset = replace(dataset, values=as_one(dataset.values, "gaps"))
@@ -74,7 +75,7 @@ def gaps(fit: Any, dataset: Dataset, num_steps: int, num: int) -> Gaps:
     return Gaps(before, torch.maximum(before, after), log_prob, highest)
 
 
-def _of_fit(fit: Any, dataset: Dataset) -> bool:
+def _of_fit(fit: Fitted, dataset: Dataset) -> bool:
     """Whether these are the rows that were fitted: of others nobody asks where their own maximum lies."""
     if fit.data is None:
         return False

@@ -19,8 +19,8 @@ from ..data.adapt import adapt
 from ..data.schema import Dataset
 from ..data.sparse import Bags, bags_of, densified
 from ..data.streams import Rows
+from ..posterior.base import Fitted
 from ..posterior.counts import mixes_profiles
-from ..posterior.kinds import NETWORKS
 from ..posterior.topic_shares import shares_of, topics_of
 from ..trace.handlers import engine_state
 
@@ -57,7 +57,7 @@ def _with(counts: Bags, number: Tensor) -> Bags:
     return Bags(lengths, counts.index[kept], number[kept].double(), counts.width)
 
 
-def perplexity(fit: Any, docs: Any, seed: int = 0) -> float:
+def perplexity(fit: Fitted, docs: Any, seed: int = 0) -> float:
     """Perplexity per word by document completion: theta of each document is fitted to half of its words, and the other
     half scored, word by word, by E theta E topics (Wallach, Murray, Salakhutdinov and Mimno 2009, section 5; Hoffman et
     al. 2013, section 4). Lower is better; a uniform guess has V.
@@ -74,16 +74,16 @@ def perplexity(fit: Any, docs: Any, seed: int = 0) -> float:
     """
     dataset = _counted(fit, docs)
     both = halves(_bags(dataset), seed)
-    if fit.guide in NETWORKS:
+    if fit.kind.networks:
         words = _expected_words(fit, both.seen)
         return completion(words, torch.eye(words.shape[1], dtype=words.dtype), both.held)
     with engine_state(fit.seed), torch.no_grad():
-        found = allocated_on(fit, replace(dataset, values=both.seen))
+        found = allocated_on(fit.pair.model, fit.params, fit.guide_parts, replace(dataset, values=both.seen))
         theta = mean_of(found.allocation.rows, found.eta)
         return completion(theta, mean_of(found.allocation.shared, found.state), both.held)
 
 
-def bound_perplexity(fit: Any, docs: Any = None) -> float:
+def bound_perplexity(fit: Fitted, docs: Any = None) -> float:
     """Perplexity per word by ``fit.score``: exp of minus the bound of log p(words), in their order, over their number
     (Blei et al. 2003, section 7.1). It lies above the perplexity by what the bound of each row lacks.
     """
@@ -94,17 +94,17 @@ def bound_perplexity(fit: Any, docs: Any = None) -> float:
     return math.exp(-float((fit.score(docs) - orders).sum()) / float(counts.totals.sum()))
 
 
-def topic_shares(fit: Any, docs: Any = None) -> Tensor:
+def topic_shares(fit: Fitted, docs: Any = None) -> Tensor:
     """Shares (N, K) of the topics in each row, expected: of rates, by what each adds to the row's expected total."""
     dataset = _counted(fit, docs)
-    if fit.guide in NETWORKS:
+    if fit.kind.networks:
         return shares_of(fit, replace(dataset, values=densified(dataset.values)))
     (found,) = fit.latents(docs).values()
     theta = found.mean.reshape(len(found.mean), -1) * shared_matrix(fit).sum(1)
     return theta / theta.sum(1, keepdim=True)
 
 
-def _expected_words(fit: Any, seen: Bags) -> Tensor:
+def _expected_words(fit: Fitted, seen: Bags) -> Tensor:
     """Probabilities (N, V) of a further word of each row, of a fit with networks."""
     rows = torch.as_tensor(adapt(fit.reconstruct(fit.schema.decode(seen.dense())), fit.schema).values).double()
     return rows / rows.sum(1, keepdim=True)
@@ -121,7 +121,7 @@ def completion(theta: Tensor, topics: Tensor, held: Bags) -> float:
     return math.exp(-total / float(held.count.sum()))
 
 
-def top_words(fit: Any, num: int = 10, vocabulary: Sequence[str] | None = None) -> list[list[str]]:
+def top_words(fit: Fitted, num: int = 10, vocabulary: Sequence[str] | None = None) -> list[list[str]]:
     """The `num` most probable words of each topic, in order; numbers of columns, where these have no names."""
     check_counts(num=(num, 1))
     topics = shared_matrix(fit)
@@ -132,7 +132,7 @@ def top_words(fit: Any, num: int = 10, vocabulary: Sequence[str] | None = None) 
     return [[str(names[v]) if names is not None else str(v) for v in row] for row in order]
 
 
-def coherence(fit: Any, docs: Any = None, num: int = 10) -> Tensor:
+def coherence(fit: Fitted, docs: Any = None, num: int = 10) -> Tensor:
     """NPMI coherence (K,) of the topics' `num` most probable words: the mean over their pairs of log p(u, v) / p(u)p(v)
     over -log p(u, v), with p the share of documents that hold a word, or both (Bouma 2009; Lau, Newman and Baldwin
     2014). Between -1, never together, and 1, never apart.
@@ -154,9 +154,9 @@ def coherence(fit: Any, docs: Any = None, num: int = 10) -> Tensor:
     return pointwise[place[:, first], place[:, second]].mean(1)
 
 
-def shared_matrix(fit: Any) -> Tensor:
+def shared_matrix(fit: Fitted) -> Tensor:
     """What the rows of a fit mix, (K, V): with networks, the shares of the words in rows wholly of one topic."""
-    if fit.guide in NETWORKS:
+    if fit.kind.networks:
         found = topics_of(fit)
         if found is not None:
             return found
@@ -167,12 +167,12 @@ def shared_matrix(fit: Any) -> Tensor:
     return value.mT if width is not None and value.shape[1] != width else value
 
 
-def mixes_topics(fit: Any) -> bool:
+def mixes_topics(fit: Fitted) -> bool:
     """Whether rows of a fit mix topics, or other shared profiles of counts."""
-    return topics_of(fit) is not None if fit.guide in NETWORKS else mixes_profiles(fit)
+    return topics_of(fit) is not None if fit.kind.networks else mixes_profiles(fit)
 
 
-def _require(fit: Any) -> None:
+def _require(fit: Fitted) -> None:
     if not mixes_topics(fit):
         raise OptionError(
             'topics: met a fit whose rows mix no shared profiles of counts; fit such a model with inference="cavi" '
@@ -180,7 +180,7 @@ def _require(fit: Any) -> None:
         )
 
 
-def _counted(fit: Any, docs: Any) -> Dataset:
+def _counted(fit: Fitted, docs: Any) -> Dataset:
     _require(fit)
     found: Dataset = fit.adapted(docs)
     if isinstance(found.values, Rows):

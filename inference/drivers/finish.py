@@ -19,7 +19,7 @@ from ..linear_gaussian.loadings_plan import rotations
 from ..linear_gaussian.marginalize import varies_by_row
 from ..optimize.modes import Reached
 from ..pair import Pair
-from ..posterior.compiled import Compiled
+from ..posterior.base import Compiled
 from ..program.compiler import compile_program
 from ..program.estep import expectations
 from ..program.posteriors import entropy

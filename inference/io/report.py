@@ -10,10 +10,11 @@ from typing import Any
 from torch import Tensor
 
 from ..base.errors import OptionError
+from ..posterior.base import Fitted
 from ..program.deterministic import Moments
 
 
-def write_report(fit: Any, folder: str | Path, kinds: Iterable[str | None]) -> list[str]:
+def write_report(fit: Fitted, folder: str | Path, kinds: Iterable[str | None]) -> list[str]:
     """The run folder of a fit that has its data, with figures (PNG) and the latents of its rows (CSV) in it.
 
     Parameters
@@ -40,7 +41,8 @@ def write_report(fit: Any, folder: str | Path, kinds: Iterable[str | None]) -> l
         files.append(name)
     columns = latent_columns(fit.latents())
     if columns:
-        rows = range(len(next(iter(columns.values())))) if fit.data.names is None else fit.data.names
+        names = None if fit.data is None else fit.data.names
+        rows = range(len(next(iter(columns.values())))) if names is None else names
         write_csv({fit.schema.by or "row": rows, **columns}, Path(folder, "latents.csv"))
         files.append("latents.csv")
     return files

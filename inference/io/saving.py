@@ -23,7 +23,7 @@ from ..base.unconstrained import Parts, base_constraint
 from ..data.schema import Schema
 from ..optimize.modes import Mode, ModeMap
 from ..pair import Pair
-from ..posterior.compiled import Compiled
+from ..posterior.base import Compiled, Fitted
 from ..trace.handlers import Param, engine_state
 from ..trace.structure import read
 
@@ -44,7 +44,7 @@ def _version(name: str) -> str:
         return "not installed"
 
 
-def save(fit: Any, folder: str | Path) -> Path:
+def save(fit: Fitted, folder: str | Path) -> Path:
     """Write a fit to a folder."""
     arrays = {f"params/{name}": value for name, value in fit.params.items()}
     arrays |= {f"start/{name}": value for name, value in fit.start.items()}

@@ -9,20 +9,20 @@ from matplotlib.figure import Figure
 
 from ..base.errors import OptionError
 from ..posterior.anomaly import BY, roc
-from ..posterior.kinds import NETWORKS
+from ..posterior.base import Fitted
 from .style import DATA, PALETTE, SMALL, dress, picture
 
 WORDS = {"density": "minus log p(x)", "reconstruction": "reconstruction"}
 BINS = 30
 
 
-def curves(fit: Any, data: Any = None, labels: Any = None) -> Figure:
+def curves(fit: Fitted, data: Any = None, labels: Any = None) -> Figure:
     """ROC curves of the anomaly scores of rows, of which `labels` (N,) says which are anomalous; and how the scores of
     the two kinds of rows lie.
     """
     if labels is None:
         raise OptionError("labels: a ROC curve needs to know which rows are anomalous: plot('roc', data, labels=...)")
-    found = {by: fit.anomaly(data, by) for by in (BY if fit.guide in NETWORKS else BY[:1])}
+    found = {by: fit.anomaly(data, by) for by in (BY if fit.kind.networks else BY[:1])}
     figure = picture(fit, 10.4, 4.9)
     left, right = figure.subplots(1, 2)
     for number, (by, scores) in enumerate(found.items()):

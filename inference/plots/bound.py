@@ -12,6 +12,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from ..diagnose.decomposition import HalfStep
+from ..posterior.base import Fitted
 from .columns import UnfitKind
 from .style import DATA, SMALL, TEXT, TOTAL, color, count, dress, legend, number, picture
 
@@ -20,7 +21,7 @@ PANELS = 4  # iterations of the decomposition
 ELBO, KL = color(4), color(1)
 
 
-def bound(fit: Any, data: Any = None) -> Figure:
+def bound(fit: Fitted, data: Any = None) -> Figure:
     """The bound at every iteration, the way left to its end, and where the restarts ended. `data` plays no part."""
     restarts = len(fit.mode_map.bounds) + fit.mode_map.failed
     history = fit.history.numpy()
@@ -54,7 +55,7 @@ def bound(fit: Any, data: Any = None) -> Figure:
     return figure
 
 
-def _modes(axes: Axes, fit: Any) -> None:
+def _modes(axes: Axes, fit: Fitted) -> None:
     modes = list(fit.mode_map)[:MODES]
     for place, mode in enumerate(modes):
         doubtful = mode.degenerate or not mode.converged
@@ -72,7 +73,7 @@ def _modes(axes: Axes, fit: Any) -> None:
     dress(axes, title, "starts that ended there", "bound (nats)")
 
 
-def decomposition(fit: Any, data: Any = None) -> Figure:
+def decomposition(fit: Fitted, data: Any = None) -> Figure:
     r"""EM as bars, a panel for each iteration: :math:`\log p(x) = \mathrm{ELBO} + \mathrm{KL}(q \| p(z \mid x))`.
 
     In each panel the M-step raises the ELBO and opens a gap to log p(x), and the next E-step closes it: the KL becomes

@@ -14,6 +14,7 @@ from matplotlib.patches import Ellipse, Patch
 from matplotlib.patheffects import withStroke
 from torch import Tensor
 
+from ..posterior.base import Fitted
 from .columns import Reading
 from .reader import read_columns
 from .style import DATA, LISTED, SUM_LINE, TEXT, TOTAL, color, count, dress, legend, marker, percent, picture
@@ -26,7 +27,7 @@ BINS = (8, 80)  # of a histogram
 DEVIATIONS: dict[int, Any] = {1: "-", 2: "--"}  # sd -> line of the ellipse
 
 
-def clusters(fit: Any, data: Any = None) -> Figure:
+def clusters(fit: Fitted, data: Any = None) -> Figure:
     """Rows coloured by their most probable component, faded where that is uncertain, with ellipses of 1 and 2 sd.
 
     Of more than two columns those two are drawn on which the components lie furthest apart (`telling_pair`). A row with

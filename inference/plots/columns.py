@@ -17,8 +17,9 @@ from torch import Tensor
 from ..base.errors import OptionError
 from ..data.schema import Dataset
 from ..data.structures import slice_rows
+from ..posterior.base import Fitted
 from ..posterior.exact import program_on
-from ..posterior.generate import expected_value
+from ..posterior.expected import expected_value
 from ..program.posteriors import joint_posterior
 from ..program.sites import Layout
 from ..trace.handlers import engine_state
@@ -59,7 +60,7 @@ class Item(NamedTuple):
 class Reading:
     """The observed sites of one nature ("numbers", "categories" or "counts") on the rows that were read."""
 
-    fit: Any
+    fit: Fitted
     dataset: Dataset
     items: tuple[Item, ...]
     layout: Layout
@@ -179,17 +180,18 @@ class Reading:
         """Of some rows: the posterior of the components (n, E), and the values (n, C), missing cells imputed."""
         with engine_state(self.fit.seed), torch.no_grad():
             program, params = program_on(self.fit, part(self.dataset, rows))
-            table = joint_posterior(program, params)  # (n, configurations of all latents)
-            table = table if len(table) == len(rows) else table[rows]
-            idle = [1 + i for i, size in enumerate(self.drawn) if size == 1]
-            mine = table.reshape(len(table), *self.layout.sizes)
-            mine = (mine.sum(idle, keepdim=True) if idle else mine).reshape(len(table), -1)
+
+            def table(sizes: tuple[int, ...] | None) -> Tensor:
+                found = joint_posterior(program, params, sizes)
+                return found if len(found) == len(rows) else found[rows]
+
+            mine = table(self.drawn).flatten(1)
             filled = []
             for item in self.items:
                 value = item.values[rows]
                 if value.isnan().any():
                     if isinstance(item.fn, dist.MultivariateNormal | dist.MultivariateStudentT):
-                        expected = expected_value(item.fn, self.layout, table, value, False).reshape(value.shape)
+                        expected = expected_value(item.fn, program, table, value, False).reshape(value.shape)
                     else:
                         expected = (mine @ self._moment(item, "mean")).reshape(value.shape)
                     value = torch.where(value.isnan(), expected, value)

@@ -15,6 +15,7 @@ from torch import Tensor
 from ..data.schema import Dataset
 from ..linear_gaussian.posterior import loadings_of, normal_moments
 from ..linear_gaussian.rotation import varimax
+from ..posterior.base import Fitted
 from ..posterior.exact import program_on
 from ..program.posteriors import joint_posterior
 from ..trace.handlers import engine_state
@@ -41,7 +42,7 @@ class Factors(NamedTuple):
     total: int
 
 
-def read_factors(fit: Any, data: Any) -> Factors:
+def read_factors(fit: Fitted, data: Any) -> Factors:
     """The one site of a fit whose normal latent can be summed out, at the centre of what rows share.
 
     Raises
@@ -72,7 +73,7 @@ def read_factors(fit: Any, data: Any) -> Factors:
     loc, load, noise = found
     if scores.shape[1] != load.shape[2]:
         raise UnfitKind("its factors are not the latents themselves: try bound")
-    if fit.guide and len(load) == 1:  # of a posterior no factor comes first: the largest do
+    if fit.kind.guided and len(load) == 1:  # of a posterior no factor comes first: the largest do
         order = load[0].square().sum(0).argsort(descending=True)
         load, scores = load[..., order], scores[:, order]
     width = loc.shape[1]
@@ -84,7 +85,7 @@ def read_factors(fit: Any, data: Any) -> Factors:
 # --- rows and columns on one map --------------------------------------------------------------------------------------
 
 
-def biplot(fit: Any, data: Any = None) -> Figure:
+def biplot(fit: Fitted, data: Any = None) -> Figure:
     """Rows at the posterior means of their first two factors, and an arrow for each column along its loadings.
 
     A column's arrow is as long as the correlation of the column with the two factors, so the circle of radius 1 is the
@@ -167,7 +168,7 @@ def _apart(ends: np.ndarray, step: float) -> np.ndarray:
 # --- loadings ---------------------------------------------------------------------------------------------------------
 
 
-def loadings(fit: Any, data: Any = None) -> Figure:
+def loadings(fit: Fitted, data: Any = None) -> Figure:
     """The correlation of every column with every factor, after varimax, and the share of its variance that is its own.
 
     Raises
@@ -211,7 +212,7 @@ def loadings(fit: Any, data: Any = None) -> Figure:
 # --- how many ---------------------------------------------------------------------------------------------------------
 
 
-def scree(fit: Any, data: Any = None) -> Figure:
+def scree(fit: Fitted, data: Any = None) -> Figure:
     """The variance that each factor explains, over all columns, beside that of the noise in one of them.
 
     Of a model that empties the factors it does not need, such as `bayesian_pca`, it shows how many it kept.

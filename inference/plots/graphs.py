@@ -10,10 +10,10 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from ..cavi.graphs.model import GRAPH
 from ..data.graph import of_bags, of_table
 from ..data.sparse import Bags
-from ..posterior.new_graphs import block_table
+from ..posterior.base import Fitted
+from ..posterior.graphs import Graph, block_table
 from .columns import UnfitKind
 from .style import DATA, SMALL, TOTAL, color, count, dress, picture
 
@@ -22,7 +22,7 @@ NAMED = 60  # nodes whose names are written
 PRINTED = 12  # blocks between which numbers are printed
 
 
-def blocks(fit: Any, data: Any = None) -> Figure:
+def blocks(fit: Fitted, data: Any = None) -> Figure:
     """The adjacency matrix sorted by block (largest first) and within it by degree, blocks framed; beside it what a
     pair of nodes of two blocks is expected to have.
 
@@ -31,7 +31,7 @@ def blocks(fit: Any, data: Any = None) -> Figure:
     UnfitKind
         The data are no graph.
     """
-    if fit.guide != GRAPH:
+    if not isinstance(fit.kind, Graph):
         raise UnfitKind("the data are no graph: try clusters, profiles, bound")
     dataset = fit.adapted(data)
     (probs,) = fit.latents(data).values()
@@ -70,8 +70,8 @@ def blocks(fit: Any, data: Any = None) -> Figure:
         left.set_yticks([])
         left.yaxis.labelpad = 14
     table, what = block_table(fit)
-    names = [f"{k}: {count(sizes[k], 'node')}" for k in order]
-    _between(right, table.numpy()[np.ix_(order, order)], names, f"{what}, by block of both nodes")
+    of_blocks = [f"{k}: {count(sizes[k], 'node')}" for k in order]
+    _between(right, table.numpy()[np.ix_(order, order)], of_blocks, f"{what}, by block of both nodes")
     return figure
 
 

@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from scipy.interpolate import CubicSpline
 
+from ..posterior.base import Fitted
 from ..posterior.exact import program_on
 from ..program.deterministic import derived
 from ..trace.handlers import engine_state
@@ -41,7 +42,7 @@ class Scale(NamedTuple):
     reading: Reading
 
 
-def curves(fit: Any, data: Any = None) -> Figure:
+def curves(fit: Fitted, data: Any = None) -> Figure:
     """The probability of each item's second answer along the quantity, over a histogram of the rows' posterior means;
     of items of several answers a panel each, for six at most.
 
@@ -76,7 +77,7 @@ def curves(fit: Any, data: Any = None) -> Figure:
     return figure
 
 
-def information(fit: Any, data: Any = None) -> Figure:
+def information(fit: Fitted, data: Any = None) -> Figure:
     """Fisher information of each item and of the test along the quantity, and the standard error 1 / sqrt(information).
 
     Raises
@@ -103,7 +104,7 @@ def information(fit: Any, data: Any = None) -> Figure:
     return figure
 
 
-def read_scale(fit: Any, data: Any = None) -> Scale:
+def read_scale(fit: Fitted, data: Any = None) -> Scale:
     """The items of a fit along its quantity."""
     reading = read_columns(fit, data, "categories")
     name, place = _quantity(fit, reading)
@@ -130,7 +131,7 @@ def _own_answers(item: Question) -> Question:
     return item._replace(answers=item.answers[: int(possible)])
 
 
-def _quantity(fit: Any, reading: Reading) -> tuple[str, np.ndarray]:
+def _quantity(fit: Fitted, reading: Reading) -> tuple[str, np.ndarray]:
     """The quantity's name, and its value at each component."""
     with engine_state(fit.seed), torch.no_grad():
         program, params = program_on(fit, part(reading.dataset, torch.arange(2)))
@@ -143,7 +144,7 @@ def _quantity(fit: Any, reading: Reading) -> tuple[str, np.ndarray]:
     raise UnfitKind("this model computes no continuous quantity of each row (pyro.deterministic): try profiles, bound")
 
 
-def _crossing(fit: Any, data: Any, scale: Scale) -> Figure:
+def _crossing(fit: Fitted, data: Any, scale: Scale) -> Figure:
     figure = picture(fit, 8.2, 5.8)
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
     for j, probs in enumerate(scale.probs):

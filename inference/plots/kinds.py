@@ -8,7 +8,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from ..base.errors import ModelError, OptionError
-from ..posterior.kinds import NETWORKS
+from ..posterior.base import Fitted
 from .anomalies import curves as roc
 from .bound import bound, decomposition
 from .clusters import clusters
@@ -88,7 +88,7 @@ OF_NETWORKS = (
 )  # of a fit with networks, the first that suits
 
 
-def plot(fit: Any, kind: str | None = None, data: Any = None, labels: Any = None) -> Figure:
+def plot(fit: Fitted, kind: str | None = None, data: Any = None, labels: Any = None) -> Figure:
     """Draw a fit.
 
     Parameters
@@ -120,7 +120,7 @@ def plot(fit: Any, kind: str | None = None, data: Any = None, labels: Any = None
         No such kind, or one that does not fit the model.
     """
     if kind is None:
-        for name in OF_NETWORKS if fit.guide in NETWORKS else BY_STRUCTURE:
+        for name in OF_NETWORKS if fit.kind.networks else BY_STRUCTURE:
             try:
                 return _drawn(name, fit, data)
             except UnfitKind:
@@ -131,7 +131,7 @@ def plot(fit: Any, kind: str | None = None, data: Any = None, labels: Any = None
     if labels is not None and kind not in LABELLED:
         raise OptionError(f"labels: kind {kind!r} takes none, {', '.join(LABELLED)} does")
     own = (*OF_NETWORKS, *LABELLED, *OF_ROWS)
-    if fit.guide in NETWORKS and kind not in own:
+    if fit.kind.networks and kind not in own:
         raise OptionError(f"kind: met {kind!r}, but a fit with networks has {', '.join(own)}")
     try:
         return KINDS[kind](fit, data, labels) if kind in LABELLED else _drawn(kind, fit, data)
@@ -139,8 +139,8 @@ def plot(fit: Any, kind: str | None = None, data: Any = None, labels: Any = None
         raise OptionError(f"kind: met {kind!r}, but {error}") from None
 
 
-def _drawn(kind: str, fit: Any, data: Any) -> Figure:
-    if kind in DECODED and fit.guide not in NETWORKS:
+def _drawn(kind: str, fit: Fitted, data: Any) -> Figure:
+    if kind in DECODED and not fit.kind.networks:
         raise UnfitKind("it has no networks")
     try:
         return KINDS[kind](fit, data)

@@ -14,7 +14,8 @@ from ..data.adapt import numbers_of
 from ..data.schema import Dataset
 from ..data.streams import Rows
 from ..data.structures import slice_rows
-from ..posterior.amortized_rows import decode
+from ..posterior.amortized import decode
+from ..posterior.base import Fitted
 from ..program.deterministic import Moments
 from .columns import UnfitKind
 from .style import DATA, PALETTE, dress, percent, picture
@@ -23,7 +24,7 @@ GRID = 15  # decoded images along a side
 SHOWN = 3000  # rows of a scatter at most
 
 
-def embedding(fit: Any, data: Any = None) -> Figure:
+def embedding(fit: Fitted, data: Any = None) -> Figure:
     """Posterior means of the rows: as a scatter of two numbers, of more along their first two principal axes."""
     means = means_of(fit, data)
     figure = picture(fit, 6.4, 5.6)
@@ -73,7 +74,7 @@ def scattered(axes: Any, plane: Plane, means: Tensor) -> None:
     axes.set_aspect("equal", adjustable="datalim")
 
 
-def manifold(fit: Any, data: Any = None) -> Figure:
+def manifold(fit: Fitted, data: Any = None) -> Figure:
     """What the decoder makes of a grid of the first two latents, of square images; the others stand at 0."""
     dataset = fit.adapted(data)
     if not isinstance(dataset.values, Tensor | Rows) or dataset.values.dim() != 2:
@@ -120,9 +121,9 @@ def sheet(images: Tensor) -> Tensor:
     return framed.permute(0, 2, 1, 3).reshape(down * (side + 2), across * (side + 2))
 
 
-def means_of(fit: Any, data: Any) -> Tensor:
+def means_of(fit: Fitted, data: Any) -> Tensor:
     """Posterior means (N, K) of all continuous latents of the rows."""
-    if not fit.guide:
+    if not fit.kind.guided:
         raise UnfitKind("its latents have no guide")
     found = [one.mean.reshape(len(one.mean), -1) for one in fit.latents(data).values() if isinstance(one, Moments)]
     if not found:

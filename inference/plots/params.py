@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from ..data.columns import common_codes
 from ..data.schema import Schema
 from ..linear_gaussian.posterior import summed_out
+from ..posterior.base import Fitted
 from ..posterior.exact import program_on
 from ..trace.handlers import engine_state
 from .columns import UnfitKind
@@ -20,7 +21,7 @@ DRAWS = 1000
 MOST = 60  # numbers of a param that are drawn: the largest
 
 
-def params(fit: Any, data: Any = None) -> Figure:
+def params(fit: Fitted, data: Any = None) -> Figure:
     """Each list of numbers that was learned, in order of size, with intervals of 95 %: of its posterior, or, where it
     was learned as a point, by Laplace's approximation.
 
@@ -40,8 +41,8 @@ def params(fit: Any, data: Any = None) -> Figure:
     found = {name: value for name, value in fit.params.items() if value.dim() == 1 and len(value) > 1}
     if not found:
         raise UnfitKind("no param of this model is a list of numbers: try bound")
-    draws = fit.shared_draws(DRAWS, data=data) if fit.guide else fit.param_draws(DRAWS)
-    title = "posterior mean and 95 % interval" if fit.guide else "estimate and 95 % interval (Laplace)"
+    draws = fit.shared_draws(DRAWS, data=data) if fit.kind.guided else fit.param_draws(DRAWS)
+    title = "posterior mean and 95 % interval" if fit.kind.guided else "estimate and 95 % interval (Laplace)"
     tallest = max(min(len(value), MOST) for value in found.values())
     figure = picture(fit, 3.4 + 3.6 * len(found), 1.6 + 0.28 * tallest)
     for axes, (name, value) in zip(np.atleast_1d(figure.subplots(1, len(found))), found.items(), strict=True):

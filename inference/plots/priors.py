@@ -16,6 +16,7 @@ from ..amortized.bounds import configurations, draw
 from ..data.schema import Dataset
 from ..data.structures import slice_rows
 from ..posterior.amortized import Opened, opened
+from ..posterior.base import Fitted
 from ..trace.handlers import Bind
 from .columns import UnfitKind
 from .latents import means_of, plane_of, scattered, sheet, side_of
@@ -34,7 +35,7 @@ class Parts(NamedTuple):
     means: Tensor  # (C, K)
 
 
-def prior(fit: Any, data: Any = None) -> Figure:
+def prior(fit: Fitted, data: Any = None) -> Figure:
     """Posterior means of the rows and, among them, the means of the parts that the prior is a mixture of: each with the
     image that it stands for, where rows are images.
 
@@ -77,7 +78,7 @@ def prior(fit: Any, data: Any = None) -> Figure:
     return figure
 
 
-def layers(fit: Any, data: Any = None) -> Figure:
+def layers(fit: Fitted, data: Any = None) -> Figure:
     """What the upper layer of latents decides, and what it leaves to the lower: a line of images for each draw of the
     upper, the first of the lower's mean, the others of draws of it.
 

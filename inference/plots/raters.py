@@ -16,6 +16,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from ..posterior.base import Fitted
 from ..posterior.compiled import structure_on
 from ..program.sites import Layout
 from ..trace.handlers import engine_state
@@ -42,7 +43,7 @@ class Confusion(NamedTuple):
     label_column: str
 
 
-def confusion(fit: Any, data: Any = None) -> Figure:
+def confusion(fit: Fitted, data: Any = None) -> Figure:
     """The probability of each label in each class, in one heat map for each rater: for twelve at most, those of most
     labels first.
 
@@ -76,7 +77,7 @@ def confusion(fit: Any, data: Any = None) -> Figure:
     return figure
 
 
-def read_confusion(fit: Any, data: Any = None) -> Confusion:
+def read_confusion(fit: Fitted, data: Any = None) -> Confusion:
     """The confusion matrices of a fit."""
     if data is None and fit.data is None:
         raise UnfitKind("this fit was loaded from a folder, which holds no data to tell raters by: pass the data")

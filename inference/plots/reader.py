@@ -12,6 +12,7 @@ from torch import Tensor
 from ..base.options import row_weights
 from ..data.schema import Dataset
 from ..data.structures import map_tensors, num_rows
+from ..posterior.base import Fitted
 from ..posterior.compiled import structure_on
 from ..posterior.generate import empty_rows
 from ..program.sites import Layout
@@ -27,7 +28,7 @@ MANY = 100  # components that can be drawn
 KIND_OF = {"numbers": "clusters", "categories": "profiles", "counts": "rates"}
 
 
-def read_columns(fit: Any, data: Any, nature: str) -> Reading:
+def read_columns(fit: Fitted, data: Any, nature: str) -> Reading:
     """Read the observed sites of one nature.
 
     Parameters
@@ -58,7 +59,7 @@ def read_columns(fit: Any, data: Any, nature: str) -> Reading:
         return Reading(fit, dataset, items, layout, sizes, _shares(places, weights, layout, sizes), weights, total)
 
 
-def rows_of(fit: Any, data: Any) -> tuple[Dataset, Tensor | None, int]:
+def rows_of(fit: Fitted, data: Any) -> tuple[Dataset, Tensor | None, int]:
     if data is None and fit.data is None:
         if fit.pair.by is not None:
             raise UnfitKind("this fit was loaded from a folder, without the groups that its data come in: try bound")
@@ -73,7 +74,7 @@ def rows_of(fit: Any, data: Any) -> tuple[Dataset, Tensor | None, int]:
     return part(dataset, rows), None if weights is None else weights[rows], total
 
 
-def trace_of(fit: Any, values: Any, layout: Layout) -> dict[str, Any]:
+def trace_of(fit: Fitted, values: Any, layout: Layout) -> dict[str, Any]:
     marked = symbol(values, "data") if isinstance(values, Tensor) else values
     with Bind(fit.params):
         model = poutine.enum(fit.pair.model, first_available_dim=-1 - layout.nesting)

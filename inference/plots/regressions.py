@@ -11,13 +11,14 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from torch import Tensor
 
+from ..posterior.base import Fitted
 from .clusters import certainty, component_handles
 from .columns import Reading, UnfitKind
 from .reader import read_columns
 from .style import TOTAL, color, count, dress, legend, marker, picture
 
 
-def regressions(fit: Any, data: Any = None) -> Figure:
+def regressions(fit: Fitted, data: Any = None) -> Figure:
     """Rows by an input and the response, faded where their component is uncertain, and the lines of the components.
 
     Of more than one input that is drawn which the components' expectations go along with most; as the other inputs

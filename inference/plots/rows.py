@@ -19,7 +19,7 @@ from ..data.adapt import numbers_of
 from ..data.schema import Dataset
 from ..data.streams import Rows
 from ..data.structures import num_rows, slice_rows
-from ..posterior.kinds import NETWORKS
+from ..posterior.base import Fitted
 from .columns import UnfitKind
 from .latents import means_of, sheet, side_of
 from .style import DATA, PALETTE, SMALL, dress, legend, percent, picture
@@ -32,13 +32,13 @@ BARS, NAMED = 30, 6  # of a histogram; labels that an axis names
 MISSING = "#F3C9A5"  # cells that nobody has seen
 
 
-def reconstruction(fit: Any, data: Any = None) -> Figure:
+def reconstruction(fit: Fitted, data: Any = None) -> Figure:
     """Rows beside what the fit expects of them; of images with missing cells also as they are filled in."""
     dataset = table(fit, data)
     side = side_of(dataset)
     places = spread(dataset.values, ACROSS if side else SHOWN)
     rows = picked(fit, dataset, places)
-    given, own = numbers_of(rows, fit.schema), data is None and fit.guide and fit.guide not in NETWORKS
+    given, own = numbers_of(rows, fit.schema), data is None and fit.kind.guided and not fit.kind.networks
 
     def said(verb: str) -> Tensor:
         """Of rows that it was fitted to a guide knows; of others it would have to learn."""
@@ -69,7 +69,7 @@ def reconstruction(fit: Any, data: Any = None) -> Figure:
     return figure
 
 
-def samples(fit: Any, data: Any = None) -> Figure:
+def samples(fit: Fitted, data: Any = None) -> Figure:
     """Rows that the fit makes up, beside those of the data."""
     dataset = table(fit, data)
     side = side_of(dataset)
@@ -104,7 +104,7 @@ def samples(fit: Any, data: Any = None) -> Figure:
     return figure
 
 
-def interpolation(fit: Any, data: Any = None) -> Figure:
+def interpolation(fit: Fitted, data: Any = None) -> Figure:
     """Expected rows on the way from one row to the one that lies farthest from it among the latents."""
     dataset = table(fit, data)
     rows = picked(fit, dataset, spread(dataset.values, 200))
@@ -132,7 +132,7 @@ def interpolation(fit: Any, data: Any = None) -> Figure:
 # --- what they share --------------------------------------------------------------------------------------------------
 
 
-def table(fit: Any, data: Any) -> Dataset:
+def table(fit: Fitted, data: Any) -> Dataset:
     """The data, where they are a table of rows with several columns."""
     dataset: Dataset = fit.adapted(data)
     if not isinstance(dataset.values, Tensor | Rows) or len(dataset.values.shape) != 2:
@@ -149,12 +149,12 @@ def spread(values: Any, num: int) -> Tensor:
     return torch.linspace(0, size - 1, min(num, size)).round().long()
 
 
-def picked(fit: Any, dataset: Dataset, places: Tensor) -> Any:
+def picked(fit: Fitted, dataset: Dataset, places: Tensor) -> Any:
     """Some rows in the form that the data came in."""
     return fit.schema.decode(slice_rows(dataset.values, places), None)
 
 
-def told(fit: Any, verb: str, *args: Any) -> Tensor:
+def told(fit: Fitted, verb: str, *args: Any) -> Tensor:
     """Rows that a verb of the fit gives, as numbers."""
     try:
         return numbers_of(getattr(fit, verb)(*args), fit.schema)
@@ -162,7 +162,7 @@ def told(fit: Any, verb: str, *args: Any) -> Tensor:
         raise UnfitKind(str(error)) from None
 
 
-def _strips(fit: Any, strips: list[tuple[str, Tensor]], side: int) -> Figure:
+def _strips(fit: Fitted, strips: list[tuple[str, Tensor]], side: int) -> Figure:
     figure = picture(fit, 9.4, 1.2 + 1.05 * len(strips))
     panels = figure.subplots(len(strips), 1, squeeze=False)[:, 0]
     for axes, (title, rows) in zip(panels, strips, strict=True):
@@ -188,7 +188,7 @@ def _images(axes: Axes, images: Tensor, title: str) -> None:
     axes.spines[:].set_visible(False)
 
 
-def _panels(fit: Any, dataset: Dataset) -> tuple[Figure, list[tuple[Axes, int, str, tuple[Any, ...]]]]:
+def _panels(fit: Fitted, dataset: Dataset) -> tuple[Figure, list[tuple[Axes, int, str, tuple[Any, ...]]]]:
     """A small panel for each of the first columns: its axes, its place, its name, and its labels."""
     width = int(dataset.values.shape[1])
     names = dataset.schema.columns or tuple(f"column {place}" for place in range(width))

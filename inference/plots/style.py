@@ -9,6 +9,8 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from ..posterior.base import Fitted
+
 # Okabe and Ito (2008) without black, which stands for totals, and yellow, which white paper swallows;
 # then two of Paul Tol's.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#882255", "#999933")
@@ -29,14 +31,14 @@ class Picture(Figure):
         return stream.getvalue()
 
 
-def picture(fit: Any, width: float, height: float) -> Picture:
+def picture(fit: Fitted, width: float, height: float) -> Picture:
     """An empty figure under the fit's headline."""
     figure = Picture(figsize=(width, height), layout="constrained", facecolor="white")
     figure.suptitle(headline(fit, width), x=0.01, ha="left", fontsize=HEAD, fontweight="bold")
     return figure
 
 
-def headline(fit: Any, width: float) -> str:
+def headline(fit: Fitted, width: float) -> str:
     """Model, its hyper-parameters, and the log-likelihood (and bound) that the fit reached; `width` in inches."""
     origin = fit.pair.origin
     name = origin.name if origin else getattr(fit.pair.model, "__name__", "model")
@@ -45,7 +47,7 @@ def headline(fit: Any, width: float) -> str:
     doubts = {"not converged": not fit.converged, "degenerate": fit.mode_map[0].degenerate}
     state = f"  ({', '.join(word for word, met in doubts.items() if met)})" if any(doubts.values()) else ""
     reached = f"log-likelihood {number(fit.log_likelihood)}"
-    if fit.guide:
+    if fit.kind.guided:
         centre = "" if math.isnan(fit.entropy) else f", {reached} at the centre"
         reached = f"evidence lower bound {number(fit.history[-1].item())}{centre}"
     return f"{name}{f'({options})' if options else ''}\n{reached}{state}"

@@ -18,6 +18,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
+from ..posterior.base import Fitted
 from .clusters import component_handles, rows_read
 from .columns import Item, Reading
 from .reader import read_columns
@@ -41,7 +42,7 @@ class Question(NamedTuple):
         return [1] if len(self.answers) == 2 else list(range(len(self.answers)))
 
 
-def profiles(fit: Any, data: Any = None) -> Figure:
+def profiles(fit: Fitted, data: Any = None) -> Figure:
     """A heat map of the probability of every answer in every class: items down, classes with their shares across.
 
     Of an item with two answers only the second is drawn.
@@ -125,7 +126,7 @@ def _blocks(asked: list[Question]) -> list[list[Question]]:
 # --- counts -----------------------------------------------------------------------------------------------------------
 
 
-def rates(fit: Any, data: Any = None) -> Figure:
+def rates(fit: Fitted, data: Any = None) -> Figure:
     """Of one column of counts, how often each was met and its probability in each component; of more, expected counts.
 
     Raises

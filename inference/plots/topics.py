@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from ..diagnose.topics import mixes_topics, shared_matrix, topic_shares
+from ..posterior.base import Fitted
 from .columns import UnfitKind
 from .style import DATA, SMALL, TEXT, color, count, dress, picture
 
@@ -18,7 +19,7 @@ PANELS = 12  # topics at most
 NAME = 22  # characters of a word
 
 
-def topics(fit: Any, data: Any = None) -> Figure:
+def topics(fit: Fitted, data: Any = None) -> Figure:
     """Each topic's most probable words, as bars of their shares in it, the topics that rows hold most of first.
 
     Raises
@@ -48,7 +49,7 @@ def topics(fit: Any, data: Any = None) -> Figure:
     return figure
 
 
-def mixtures(fit: Any, data: Any = None) -> Figure:
+def mixtures(fit: Fitted, data: Any = None) -> Figure:
     """What each row mixes: a line of the picture a row, sorted by the topic it holds most of, dark where it holds much.
 
     Raises
@@ -75,7 +76,7 @@ def mixtures(fit: Any, data: Any = None) -> Figure:
     return figure
 
 
-def _read(fit: Any, data: Any) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
+def _read(fit: Fitted, data: Any) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
     """Profiles (K, V) that sum to 1, their shares in all rows (None without data), and these' order."""
     if not mixes_topics(fit):
         raise UnfitKind("its rows mix no shared profiles of counts: try profiles, rates, bound")
@@ -87,7 +88,7 @@ def _read(fit: Any, data: Any) -> tuple[np.ndarray, np.ndarray | None, np.ndarra
     return matrix, shares, shares.argsort()[::-1]
 
 
-def _names(fit: Any, width: int) -> list[str]:
+def _names(fit: Fitted, width: int) -> list[str]:
     columns = fit.schema.columns
     names = [str(c) for c in columns] if columns is not None and len(columns) == width else list(map(str, range(width)))
     return [name if len(name) <= NAME else name[: NAME - 1] + "\N{HORIZONTAL ELLIPSIS}" for name in names]
@@ -96,7 +97,7 @@ def _names(fit: Any, width: int) -> list[str]:
 NAMED = 20  # columns whose names fit under a panel
 
 
-def units(fit: Any, data: Any = None) -> Figure:
+def units(fit: Fitted, data: Any = None) -> Figure:
     """The matrices of positive weights between layers, the columns at the bottom; each line as a share of its sum."""
     chain = chain_of(fit)
     heights = [2.0 + 0.25 * len(value) for _, value in reversed(chain)]
@@ -115,12 +116,14 @@ def units(fit: Any, data: Any = None) -> Figure:
     return figure
 
 
-def chain_of(fit: Any) -> list[tuple[str, Tensor]]:
+def chain_of(fit: Fitted) -> list[tuple[str, Tensor]]:
     """Matrices (K_1, V), (K_2, K_1), ... of positive numbers, from the columns upwards."""
     matrices = {n: v for n, v in fit.params.items() if v.dim() == 2 and bool((v > 0).all())}
     chain: list[tuple[str, Tensor]] = []
     width = fit.schema.width
-    while fit.guide and (found := next((n for n, v in matrices.items() if v.shape[1] == width), None)) is not None:
+    while (
+        fit.kind.guided and (found := next((n for n, v in matrices.items() if v.shape[1] == width), None)) is not None
+    ):
         value = matrices.pop(found)
         chain.append((found, value))
         width = len(value)

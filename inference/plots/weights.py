@@ -9,6 +9,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from ..posterior.base import Fitted
 from ..posterior.exact import program_on
 from ..trace.handlers import base_of, engine_state
 from ..trace.provenance import plain
@@ -20,7 +21,7 @@ DRAWS = 400
 MOST = 40  # components that are drawn: the largest
 
 
-def weights(fit: Any, data: Any = None) -> Figure:
+def weights(fit: Fitted, data: Any = None) -> Figure:
     """The probability of each value of a row's latent: posterior mean and 95 % interval, the largest first.
 
     Raises
@@ -29,7 +30,7 @@ def weights(fit: Any, data: Any = None) -> Figure:
         The fit has no posterior of what rows share; or the model has not one latent of a row, whose probabilities are
         the same in all rows.
     """
-    if not fit.guide:
+    if not fit.kind.guided:
         raise UnfitKind("what its rows share was learned as a point, without a posterior: try bound")
     if fit.data is None and data is None:
         raise UnfitKind("the posterior needs the data that were fitted: pass the data")

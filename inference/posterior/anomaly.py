@@ -9,23 +9,22 @@ from torch import Tensor
 
 from ..base.errors import DataError, OptionError
 from ..data.schema import Dataset
-from .kinds import NETWORKS
+from .amortized import Encoder
+from .base import Fitted
 
 BY = ("density", "reconstruction")
 
 
-def anomalies(fit: Any, dataset: Dataset, by: str, names: Any) -> Any:
+def anomalies(fit: Fitted, dataset: Dataset, by: str, names: Any) -> Any:
     """The scores of rows as a Series; see `Fit.anomaly`."""
     import pandas as pd
 
     if by not in BY:
         raise OptionError(f"by: met {by!r}, expected one of {', '.join(BY)}")
-    if by == "density":
-        found = -fit._verbs.score(fit, dataset)
-    elif fit.guide in NETWORKS:
-        found = -fit._verbs.likelihood(fit, dataset)
-    else:
+    if by == "reconstruction" and not isinstance(fit.kind, Encoder):
         raise OptionError("by: 'reconstruction' is for fits with networks: leave it out, for minus log p(x)")
+    with fit.kind.on(dataset) as it:
+        found = -(it.likelihood() if by == "reconstruction" and isinstance(it, Encoder) else it.log_evidence())
     return pd.Series(found.double().numpy(), index=dataset.names if names is None else names, name="anomaly")
 
 
@@ -69,13 +68,13 @@ def roc(scores: Any, labels: Any) -> Roc:
     return Roc(false_alarms, found, float((np.diff(false_alarms) * (found[1:] + found[:-1]) / 2).sum()))
 
 
-def row_names(data: Any, fit: Any) -> Any:
+def row_names(data: Any, fit: Fitted) -> Any:
     """What the rows of a pandas table are called, where a row of it is a row of the model."""
     own = fit.pair.by is None and fit.pair.graph is None and type(data).__module__.partition(".")[0] == "pandas"
     return data.index if own else None
 
 
-def renamed(out: Any, data: Any, fit: Any) -> Any:
+def renamed(out: Any, data: Any, fit: Fitted) -> Any:
     """A pandas table under the names of the rows that it was computed from."""
     names = row_names(data, fit)
     return out if names is None or not hasattr(out, "set_axis") else out.set_axis(names, axis=0)

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Any
-
-from torch import Tensor
 
 from ..base.rng import forked
 from ..data.schema import Dataset
@@ -15,33 +12,10 @@ from ..program.checks import check_values
 from ..program.compiler import compile_program
 from ..program.program import Program
 from ..trace.structure import Structure, read
+from .base import Fitted
 
 
-@dataclass
-class Compiled:
-    """The programs of a fit, by whether runs are given draws of the continuous latents of rows, or these are summed
-    out. A fit from disk has none before its first verb.
-
-    Attributes
-    ----------
-    programs : dict
-        At the fit's params, on some rows.
-    own : dict
-        The same on the fit's own data.
-    centers : dict
-        Where their columns are measured from, by site: the means of the data that were learned from. Saved with the
-        fit, so that a loaded one gives the same numbers to the bit.
-    factors :
-        Of a mean field: its factors there (`conjugate.FactorGuide`).
-    """
-
-    programs: dict[bool, Program] = field(default_factory=dict)
-    own: dict[bool, Program] = field(default_factory=dict)
-    centers: dict[str, Tensor] = field(default_factory=dict)
-    factors: Any = None
-
-
-def bound(fit: Any, dataset: Dataset, drawn: bool = False) -> Program:
+def bound(fit: Fitted, dataset: Dataset, drawn: bool = False) -> Program:
     """The program of a fit on (new) data. Call inside `engine_state`; draws come out the same whether it was there."""
     held, values, program = fit.compiled, dataset.values, program_of(fit, drawn)
     if drawn in held.own and _is_same(held.own[drawn].data, values):
@@ -62,7 +36,7 @@ def bound(fit: Any, dataset: Dataset, drawn: bool = False) -> Program:
     return program
 
 
-def program_of(fit: Any, drawn: bool = False) -> Program | None:
+def program_of(fit: Fitted, drawn: bool = False) -> Program | None:
     """The program of a fit, on whichever rows, where it is there."""
     found = fit.compiled.programs
     other = found.get(not drawn)
@@ -70,7 +44,7 @@ def program_of(fit: Any, drawn: bool = False) -> Program | None:
     return found.get(drawn, other if same else None)
 
 
-def structure_on(fit: Any, dataset: Dataset) -> Structure:
+def structure_on(fit: Fitted, dataset: Dataset) -> Structure:
     """The structure of a fit's model as it is written, on (new) data; read where no program knows it."""
     program, values = program_of(fit, drawn=True), dataset.values
     structure = read(fit.pair.model, values, fit.params) if program is None else program.structure_on(values)
@@ -78,7 +52,7 @@ def structure_on(fit: Any, dataset: Dataset) -> Structure:
     return structure
 
 
-def compiled_on(fit: Any, dataset: Dataset, drawn: bool = False) -> Program:
+def compiled_on(fit: Fitted, dataset: Dataset, drawn: bool = False) -> Program:
     """The program read from the model."""
     model, values, centers = fit.pair.model, dataset.values, fit.compiled.centers
     if drawn:

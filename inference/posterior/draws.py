@@ -1,10 +1,9 @@
-"""Draws: latents given data, and params around their estimate (Laplace, parametric bootstrap)."""
+"""Draws of params around their estimate: Laplace's, and the parametric bootstrap."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import pyro.distributions as dist
 import torch
 from torch import Tensor
 from torch.distributions import biject_to, transform_to
@@ -14,17 +13,13 @@ from ..base.options import check_counts, check_seed
 from ..base.unconstrained import inside
 from ..data.adapt import adapt
 from ..data.devices import in_double
-from ..data.schema import Dataset
 from ..em.fit import EMOptions, fit_em
-from ..linear_gaussian.posterior import normal_draws, summed_out
 from ..optimize.label_switching import label_cells, relabel
 from ..pair import on_table
-from ..program.deterministic import derived_draws
 from ..program.objective import log_prior
-from ..program.posteriors import joint_posterior
-from ..program.program import Program
 from ..program.sites import Params
 from ..trace.handlers import engine_state
+from .base import Fitted
 from .compiled import program_of
 from .exact import program_on
 from .generate import empty_rows, simulate
@@ -32,32 +27,7 @@ from .generate import empty_rows, simulate
 METHODS = ("laplace", "bootstrap")
 
 
-def sample_posterior(fit: Any, dataset: Dataset, num: int, seed: int) -> dict[str, Tensor]:
-    """Draws (num, N) of every latent of a row, jointly, with what is computed of them, and the params (num, *shape)."""
-    check_counts(num=(num, 1))
-    with engine_state(check_seed(seed)):
-        program, params = program_on(fit, dataset)
-        found = latent_draws(program, params, num)
-    return {**{name: value.expand(num, *value.shape) for name, value in fit.params.items()}, **found}
-
-
-def latent_draws(program: Program, params: Params, num: int) -> dict[str, Tensor]:
-    """Joint draws (num, N) of the latents of each row under one set of params, and of what is computed of them."""
-    normal = bool(summed_out(program))
-    if not program.structure.latents:
-        drawn = normal_draws(program, params, torch.zeros(num, program.num_rows, dtype=torch.long)) if normal else {}
-        return {**drawn, **derived_draws(program, params, {}, num)}
-    configuration = dist.Categorical(joint_posterior(program, params)).sample((num,))
-    drawn = normal_draws(program, params, configuration) if normal else {}
-    out = {}
-    for name, size in reversed(list(zip(program.structure.latents, program.layout.sizes, strict=True))):
-        out[name] = configuration % size
-        configuration = configuration // size
-    out = dict(reversed(out.items()))
-    return {**out, **drawn, **derived_draws(program, params, out, num)}
-
-
-def param_draws(fit: Any, num: int, method: str, seed: int) -> dict[str, Tensor]:
+def param_draws(fit: Fitted, num: int, method: str, seed: int) -> Params:
     """Draws (num, *shape) of the params around their estimate."""
     if method not in METHODS:
         raise OptionError(f"draws: met {method!r}, expected one of {', '.join(METHODS)}")
@@ -66,7 +36,7 @@ def param_draws(fit: Any, num: int, method: str, seed: int) -> dict[str, Tensor]
     return laplace(fit, num, seed) if method == "laplace" else bootstrap(fit, num, seed)
 
 
-def laplace(fit: Any, num: int, seed: int) -> dict[str, Tensor]:
+def laplace(fit: Fitted, num: int, seed: int) -> Params:
     """Normal draws in unconstrained space, of precision minus the Hessian of log p(x) at the estimate.
 
     Directions along which log p(x) is flat (a probability estimated as 0) are held still.
@@ -113,14 +83,14 @@ def _transform(constraint: Any) -> Any:
         return transform_to(constraint)
 
 
-def bootstrap(fit: Any, num: int, seed: int) -> dict[str, Tensor]:
+def bootstrap(fit: Fitted, num: int, seed: int) -> Params:
     """Params refitted to data simulated from the fit, from the fit's own params, labels aligned with it."""
     rows = round(fit.num_rows)
     options, drawn = EMOptions(start=fit.params, max_iters=500, tol=1e-8, progress=False), []
     with engine_state(seed):
         program, _ = program_on(fit, fit.adapted(None))
         cells = label_cells(program)
-        sets = [simulate(fit, empty_rows(fit, rows), fit.params) for _ in range(num)]
+        sets = [simulate(fit.pair, empty_rows(fit, rows), fit.params) for _ in range(num)]
     for values in sets:
         dataset = adapt(values, by=fit.pair.by)
         with engine_state(seed):

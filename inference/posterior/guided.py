@@ -1,10 +1,11 @@
-"""What a fit with a guide says: draws of its continuous latents, and scores and posteriors averaged over them."""
+"""Guides: draws of continuous latents, and scores and posteriors averaged over them."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import pyro.distributions as dist
@@ -13,11 +14,11 @@ from pyro import poutine
 from torch import Tensor
 from torch.distributions import transforms
 
-from ..base.errors import DataError
-from ..base.options import check_counts, check_seed
+from ..base.errors import DataError, ModelError
 from ..base.unconstrained import Parts
-from ..cavi.fit import CONJUGATE
 from ..data.schema import Dataset
+from ..optimize.label_switching import Cells as LabelCells
+from ..optimize.label_switching import label_cells
 from ..pair import Pair
 from ..program.deterministic import Moments
 from ..program.posteriors import marginals
@@ -25,14 +26,16 @@ from ..program.program import Program
 from ..program.sites import Params
 from ..svi.checkpoints import ROWS, fingerprint
 from ..svi.fit import plain_svi
-from ..svi.guide import NormalGuide, Sampler, derive
+from ..svi.guide import NormalGuide, Sampled, Sampler, derive
 from ..svi.normal_guides import SHAPES
 from ..svi.options import SVIOptions
 from ..svi.user_guide import OwnGuide, own_guide
-from ..trace.handlers import Bind, engine_state
+from ..trace.handlers import Bind
+from .base import Cells, Draws, Fitted, Latents, Posterior, Replicates
 from .compiled import bound
-from .conjugate import FactorGuide, factor_guide
-from .draws import latent_draws
+from .exact import observed_values, program_on, row_draws
+from .expected import averaged_cells, expected_cells
+from .generate import predictive, replicates
 
 SHARED_DRAWS = 100  # of shared latents, that scores and posteriors are averaged over
 ROW_DRAWS = 200  # of latents of a row, of the importance-weighted bound and of moments
@@ -40,7 +43,7 @@ SHORT = 20  # of the importance-weighted bound under each of many draws of what 
 LOCAL_STEPS = 3_000  # at most, to fit the guides of new rows
 
 
-class Guided(NamedTuple):
+class Opened(NamedTuple):
     """A fit's model on some data, with its guide there."""
 
     program: Program
@@ -52,8 +55,19 @@ class Guided(NamedTuple):
     def per_row(self) -> bool:
         return bool(self.program.structure.continuous)
 
+    @property
+    def latents(self) -> set[str]:
+        """The latents that the guide has factors of."""
+        structure = self.program.structure
+        return {n for n, param in structure.params.items() if param.prior is not None} | set(structure.continuous)
 
-def guided_on(fit: Any, dataset: Dataset) -> Guided:
+    def values(self, drawn: Sampled, place: int) -> Params:
+        """One of the draws of everything continuous, (1, *shape) each."""
+        one = {name: value[place % len(value)].unsqueeze(0) for name, value in drawn.values.items()}
+        return {**self.point, **one}
+
+
+def guided_on(fit: Fitted, dataset: Dataset) -> Opened:
     """A fit's program and guide on (new) data; rows that are new get a guide of their own, fitted now.
 
     Call inside `engine_state`.
@@ -64,19 +78,18 @@ def guided_on(fit: Any, dataset: Dataset) -> Guided:
     point = {name: value.unsqueeze(0) for name, value in learned.items()}
     if fit.guide == "own":
         values = {**learned, **{name.removeprefix("value/"): value for name, value in fit.guide_parts.items()}}
+        assert fit.pair.guide is not None
         own, _ = own_guide(fit.pair.guide, dataset.values, structure, lambda free: values, values)
-        return Guided(program, replace(own, params={}), {}, point)
-    if fit.guide == CONJUGATE:
-        return Guided(program, factor_guide(fit, program), {}, point)
+        return Opened(program, replace(own, params={}), {}, point)
     sampler, _, _ = derive(structure, SHAPES[fit.guide], fit.params)
     free = dict(fit.guide_parts)
     rows = free.pop(ROWS, torch.empty(0, dtype=torch.uint8))
     if structure.continuous and not torch.equal(rows, fingerprint(dataset)):
         free |= _fitted_locals(fit, dataset)
-    return Guided(program, sampler, free, point)
+    return Opened(program, sampler, free, point)
 
 
-def _fitted_locals(fit: Any, dataset: Dataset) -> Parts:
+def _fitted_locals(fit: Fitted, dataset: Dataset) -> Parts:
     """Parts of the guides of rows that the fit has not seen, everything shared held at its centre."""
 
     def hidden(msg: Any) -> bool:
@@ -93,67 +106,144 @@ def _fitted_locals(fit: Any, dataset: Dataset) -> Parts:
     return {name: value.detach() for name, value in found.guide_parts.items()}
 
 
-def draws_of(guided: Guided, num: int) -> Iterator[Params]:
-    """Values of everything continuous, (1, *shape) each, drawn from the guide one by one."""
-    with torch.no_grad():
-        drawn = guided.sampler.draw(guided.free, guided.program, None, num)
-        for s in range(num):
-            yield {**guided.point, **{name: value[s % len(value)].unsqueeze(0) for name, value in drawn.values.items()}}
+@dataclass(frozen=True)
+class Guided(Posterior):
+    """Normal guides, and the user's own."""
 
+    fit: Fitted
+    dataset: Dataset | None = None
 
-def shared_draws(fit: Any, dataset: Dataset, num: int, seed: int) -> Params:
-    """Params (num, *shape): draws of shared latents, and learned params as they are."""
-    check_counts(num=(num, 1))
-    with engine_state(check_seed(seed)):
-        guided = guided_on(fit, dataset)
-        each = list(draws_of(guided, num))
-    return {name: torch.cat([one[name] for one in each]) for name in fit.params}
+    @cached_property
+    def at(self) -> Opened:
+        return guided_on(self.fit, self.data)
 
+    @property
+    def score_kind(self) -> str:
+        return score_kind(self.fit)
 
-def score(fit: Any, dataset: Dataset) -> Tensor:
-    """log of the mean of p(x_n | theta) over draws, (N,); with latents of a row their importance-weighted bound."""
-    with engine_state(fit.seed), torch.no_grad():
-        guided = guided_on(fit, dataset)
-        if guided.per_row:
-            return importance(guided, ROW_DRAWS)
-        rows = [guided.program.row_log_prob(one) for one in draws_of(guided, SHARED_DRAWS)]
-        return torch.cat(rows).logsumexp(0) - math.log(len(rows))
+    def log_evidence(self) -> Tensor:
+        return log_evidence(self.at)
 
-
-def importance(guided: Guided, num: int, values: Params | None = None) -> Tensor:
-    """log of the mean over draws of p(x_n, u_n | theta) / q(u_n), (N,) (Burda et al. 2016)."""
-    drawn = guided.sampler.draw(guided.free, guided.program, None, num)
-    log_weights = []
-    for s in range(num):
-        one = {name: value[s % len(value)].unsqueeze(0) for name, value in drawn.values.items()}
-        rows = guided.program.row_log_prob({**guided.point, **one, **(values or {})})
-        log_weights.append(rows - drawn.log_q_rows[s % len(drawn.log_q_rows)])
-    return torch.cat(log_weights).logsumexp(0) - math.log(num)
-
-
-def latents(fit: Any, dataset: Dataset) -> dict[str, Tensor | Moments]:
-    """Probabilities of discrete latents of a row, averaged over draws (of a mean field: their factor); moments of
-    continuous ones.
-    """
-    with engine_state(fit.seed), torch.no_grad():
-        guided = guided_on(fit, dataset)
-        if isinstance(guided.sampler, FactorGuide):
-            program = guided.program
-            found = guided.sampler.moments()
-            rows = {n: Moments(*(rows_first(program, n, part) for part in both)) for n, both in found.items()}
-            return {**guided.sampler.marginals(), **rows}
+    def marginals(self) -> Latents:
         probs: dict[str, Tensor] = {}
         total: dict[str, tuple[Tensor, Tensor]] = {}
-        num = ROW_DRAWS if guided.per_row else SHARED_DRAWS
-        for one in draws_of(guided, num):
-            for name, share in marginals(guided.program, one).items():
+        program = self.at.program
+        num = ROW_DRAWS if self.at.per_row else SHARED_DRAWS
+        for one in draws_of(self.at, num):
+            for name, share in marginals(program, one).items():
                 probs[name] = probs.get(name, 0.0) + share / num
-            for name in guided.program.structure.continuous:
-                value = rows_first(guided.program, name, one[name][0])
+            for name in program.structure.continuous:
+                value = rows_first(program, name, one[name][0])
                 first, second = total.get(name, (torch.zeros_like(value), torch.zeros_like(value)))
                 total[name] = first + value / num, second + value**2 / num
         moments = {n: Moments(a, (b - a**2).clamp_min(0).sqrt()) for n, (a, b) in total.items()}
         return {**probs, **moments}
+
+    def factor(self, site: str) -> Any:
+        if site not in self.at.latents:
+            return None
+        sampler = self.at.sampler
+        if isinstance(sampler, OwnGuide):
+            return sampler.sites(self.at.free, self.data.values)[site]["fn"]
+        assert isinstance(sampler, NormalGuide)
+        for prefix, blocks in (("shared/", sampler.blocks), ("local/", sampler.row_blocks)):
+            start = 0
+            for block in blocks:
+                if block.name == site:
+                    return _factor_of(sampler, self.at.free, prefix, block, start)
+                start += block.size
+        return None
+
+    def shared(self, num: int) -> Params:
+        return shared_of(self.fit, draws_of(self.at, num))
+
+    def draw(self, num: int, scored: bool = False) -> Draws:
+        return draws(self.fit, self.at, num, scored)
+
+    def expected(self, everywhere: bool) -> Iterator[Cells]:
+        return expected(self.fit, self.data, self.at, everywhere)
+
+    def generate(self, num: Any, given: dict[str, Any], seed: int) -> Any:
+        return predictive(self, num, given, seed)
+
+    def replicate(self, draws: Draws) -> Replicates:
+        return replicates(self.fit.pair, self.data.values, draws, observed_values(self.at.program))
+
+    def label_cells(self) -> LabelCells:
+        return label_cells(self.at.program)
+
+
+# --- of any guide -----------------------------------------------------------------------------------------------------
+
+
+def score_kind(fit: Fitted) -> str:
+    """How `log_evidence` is computed."""
+    return "importance-weighted bound" if fit.bounded else "average over draws from the guide"
+
+
+def draws_of(at: Opened, num: int) -> Iterator[Params]:
+    """Values of everything continuous, (1, *shape) each, drawn from the guide one by one."""
+    drawn = at.sampler.draw(at.free, at.program, None, num)
+    for s in range(num):
+        yield at.values(drawn, s)
+
+
+def log_evidence(at: Opened) -> Tensor:
+    """log of the mean of p(x_n | theta) over draws, (N,); with latents of a row their importance-weighted bound."""
+    if at.per_row:
+        return importance(at, ROW_DRAWS)
+    rows = [at.program.row_log_prob(one) for one in draws_of(at, SHARED_DRAWS)]
+    return torch.cat(rows).logsumexp(0) - math.log(len(rows))
+
+
+def log_weights(at: Opened, num: int, held: Params | None = None) -> tuple[list[Params], Tensor]:
+    """Draws, and log p(x_n, u_n | theta) - log q(u_n) of each, (num, N); what is `held` is no draw."""
+    drawn = at.sampler.draw(at.free, at.program, None, num)
+    each = [{**at.values(drawn, s), **(held or {})} for s in range(num)]
+    rows = [at.program.row_log_prob(one) - drawn.log_q_rows[s % len(drawn.log_q_rows)] for s, one in enumerate(each)]
+    return each, torch.cat(rows)
+
+
+def importance(at: Opened, num: int, held: Params | None = None) -> Tensor:
+    """log of the mean over draws of p(x_n, u_n | theta) / q(u_n), (N,) (Burda et al. 2016)."""
+    return log_weights(at, num, held)[1].logsumexp(0) - math.log(num)
+
+
+def shared_of(fit: Fitted, each: Iterable[Params]) -> Params:
+    """Params (num, *shape): draws of shared latents, and learned params as they are."""
+    found = list(each)
+    return {name: torch.cat([one[name] for one in found]) for name in fit.params}
+
+
+def draws(fit: Fitted, at: Opened, num: int, scored: bool) -> Draws:
+    """Joint draws, discrete latents of a row recovered under each draw of all that is continuous."""
+    each = list(draws_of(at, num))
+    shared = shared_of(fit, each)
+    rows: dict[str, list[Tensor]] = {}
+    scores = []
+    for s, one in enumerate(each):
+        own = {n: rows_first(at.program, n, one[n][0]).unsqueeze(0) for n in at.program.structure.continuous}
+        for name, value in {**own, **row_draws(at.program, one, 1)}.items():
+            rows.setdefault(name, []).append(value)
+        if scored and at.per_row:
+            scores.append(importance(at, SHORT, {name: value[s : s + 1] for name, value in shared.items()}))
+        elif scored:
+            scores.append(at.program.row_log_prob(one).squeeze(0))
+    found = {name: torch.cat(parts) for name, parts in rows.items()}
+    return Draws(shared, found, torch.stack(scores) if scored else None)
+
+
+def expected(fit: Fitted, dataset: Dataset, at: Opened, everywhere: bool) -> Iterator[Cells]:
+    """Expected cells under what is shared at its centre where the latents of rows can be summed out there, otherwise
+    over draws, by importance weights for missing cells.
+    """
+    try:
+        yield from list(expected_cells(*program_on(fit, dataset), dataset.values, everywhere))
+    except ModelError:
+        each, weights = log_weights(at, ROW_DRAWS)
+        weights = torch.zeros_like(weights) if everywhere else weights
+        under = [{name: value[0] for name, value in one.items()} for one in each]
+        yield from averaged_cells(at.program, dataset.values, under, weights)
 
 
 def rows_first(program: Program, name: str, value: Tensor) -> Tensor:
@@ -168,58 +258,16 @@ def rows_first(program: Program, name: str, value: Tensor) -> Tensor:
     return value.reshape(len(value), *kept, *value.shape[value.dim() - event :])
 
 
-def sample_posterior(fit: Any, dataset: Dataset, num: int, seed: int) -> Params:
-    """Joint draws: shared latents (num, *shape), latents of a row (num, N, ...), discrete ones recovered."""
-    check_counts(num=(num, 1))
-    with engine_state(check_seed(seed)), torch.no_grad():
-        guided = guided_on(fit, dataset)
-        found: dict[str, list[Tensor]] = {}
-        for one in draws_of(guided, num):
-            of_rows = guided.program.structure.continuous
-            own = {n: rows_first(guided.program, n, one[n][0]).unsqueeze(0) for n in of_rows}
-            recovered = latent_draws(guided.program, one, 1)
-            for name, value in {**{n: one[n] for n in fit.params}, **own, **recovered}.items():
-                found.setdefault(name, []).append(value)
-    return {name: torch.cat(parts) for name, parts in found.items()}
-
-
-def continuous_of(fit: Any, dataset: Dataset) -> set[str]:
-    """Names of the latents that the guide has a factor of."""
-    with engine_state(fit.seed):
-        structure = bound(fit, dataset, drawn=True).structure
-    return {n for n, param in structure.params.items() if param.prior is not None} | set(structure.continuous)
-
-
-def factor(fit: Any, site: str, dataset: Dataset) -> Any:
-    """The guide's factor of one continuous latent, as a distribution over its own values."""
-    with engine_state(fit.seed):
-        guided = guided_on(fit, dataset)
-        sampler = guided.sampler
-        if isinstance(sampler, OwnGuide):
-            with torch.no_grad():
-                return sampler.sites(guided.free, dataset.values)[site]["fn"]
-        if isinstance(sampler, FactorGuide):
-            return sampler.factor(site)
-        assert isinstance(sampler, NormalGuide)
-        for prefix, blocks in (("shared/", sampler.blocks), ("local/", sampler.row_blocks)):
-            start = 0
-            for block in blocks:
-                if block.name == site:
-                    return _factor_of(fit, sampler, guided.free, prefix, block, start)
-                start += block.size
-    raise DataError(f"posterior: no latent named '{site}' in the guide")
-
-
-def _factor_of(fit: Any, sampler: NormalGuide, free: Parts, prefix: str, block: Any, start: int) -> Any:
+def _factor_of(sampler: NormalGuide, free: Parts, prefix: str, block: Any, start: int) -> Any:
     parts = sampler.parts(free, prefix)
     place = slice(start, start + block.size)
     loc = parts["loc"][..., place]
-    if fit.guide == "mean_field":
+    if sampler.shape.name == "mean_field":
         shape = (*loc.shape[:-1], *block.shape)
         scale = parts["log_scale"][..., place].exp()
         normal = dist.Normal(loc.reshape(shape), scale.reshape(shape)).to_event(len(block.shape))
     else:
-        covariance = SHAPES[fit.guide].covariance(parts)[..., place, place]
+        covariance = sampler.shape.covariance(parts)[..., place, place]
         flat = dist.MultivariateNormal(loc, covariance)
         shaped = transforms.ReshapeTransform(torch.Size((block.size,)), torch.Size(block.shape))
         normal = dist.TransformedDistribution(flat, [shaped])

@@ -1,35 +1,47 @@
-"""Which functions know a fit's posterior, by the guide that it was fitted with."""
+"""Which posterior a fit has."""
 
 from __future__ import annotations
 
-from types import ModuleType
+from collections.abc import Callable
 
+from ..amortized.encoder import NAMES, OWN
+from ..base.errors import DataError
 from ..cavi.counts.model import COUNTS
 from ..cavi.fit import CONJUGATE
 from ..cavi.graphs.model import GRAPH
-from . import amortized, amortized_rows, counts, exact, generate, graphs, guided, guided_rows, new_graphs, predictions
+from .amortized import Encoder
+from .base import Fitted, Posterior
+from .conjugate import Conjugate
+from .counts import Counts
+from .exact import Point
+from .graphs import Graph
+from .guided import Guided
 
-# guides of encoders, and of pairs with networks
-NETWORKS = ("networks", "amortized", "amortized_full", "amortized_mixture", "amortized_flow")
-OWN = {COUNTS: counts, GRAPH: graphs}  # guides with verbs of their own
-
-
-def posterior_of(guide: str) -> ModuleType:
-    """Scores, latents, draws of the posterior."""
-    if guide in NETWORKS:
-        return amortized
-    return OWN.get(guide, guided) if guide else exact
-
-
-def filling_of(guide: str) -> ModuleType:
-    """What its observed sites are expected to be."""
-    if guide in NETWORKS:
-        return amortized_rows
-    return {**OWN, CONJUGATE: predictions}.get(guide, guided_rows if guide else generate)
+Kind = Callable[[Fitted], Posterior]
+OF_GUIDES: dict[str, Kind] = {"": Point, COUNTS: Counts, GRAPH: Graph, CONJUGATE: Conjugate}
+OF_GUIDES |= dict.fromkeys((OWN, *NAMES), Encoder)
 
 
-def making_of(guide: str) -> ModuleType:
-    """New rows."""
-    if guide in NETWORKS:
-        return filling_of(guide)
-    return new_graphs if guide == GRAPH else generate
+def posterior_of(fit: Fitted) -> Posterior:
+    """The posterior of a fit, by the name under which its guide is saved; the other names are of guides by SVI."""
+    return OF_GUIDES.get(fit.guide, Guided)(fit)
+
+
+def encoder_of(fit: Fitted, verb: str) -> Encoder:
+    """Of a fit with networks.
+
+    Raises
+    ------
+    DataError
+        It has none; the message begins with the verb that wants them.
+    """
+    if isinstance(fit.kind, Encoder):
+        return fit.kind
+    raise DataError(f"{verb}: the fit has no encoder: fit the pair with guide='amortized', or use score, latents")
+
+
+def without_networks(fit: Fitted, verb: str) -> Posterior:
+    """Of a fit without networks, whose weights are no quantities to ask after."""
+    if isinstance(fit.kind, Encoder):
+        raise DataError(f"{verb}: of weights of networks there is a point alone; see sample_posterior, importance")
+    return fit.kind

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -12,6 +10,7 @@ from ..data.schema import Dataset, Schema
 from ..linear_gaussian.posterior import Loadings, loadings_of, summed_out
 from ..linear_gaussian.rotation import varimax
 from ..trace.handlers import DIVIDER, engine_state
+from .base import Fitted
 from .compiled import compiled_on, program_of
 from .topic_shares import topics_of
 
@@ -22,7 +21,7 @@ WEAK = 0.3  # correlation with a factor, below which it is not listed
 MADE_UP = 5  # rows
 
 
-def summary(fit: Any) -> str:
+def summary(fit: Fitted) -> str:
     """A page of plain words and numbers."""
     name = fit.pair.origin.name if fit.pair.origin else getattr(fit.pair.model, "__name__", "model")
     given = fit.pair.origin.hyperparameters.items() if fit.pair.origin else ()
@@ -33,14 +32,16 @@ def summary(fit: Any) -> str:
         if fit.converged
         else f"did NOT meet its tolerance in {iterations} iterations"
     )
-    rows = f"{fit.num_rows:g} rows"
+    notes = fit.kind.notes()
+    rows = f"{fit.num_rows:g} {fit.kind.noun}"
     lines = [
         f"{name}({options}) on {rows}, by {fit.inference}" + (f" ({fit.reason})" if fit.reason else ""),
         f"  {state}; {len(fit.mode_map.bounds)} start(s), {len(fit.mode_map)} distinct optimum/optima",
-        f"  evidence lower bound {fit.history[-1]:.4f}   {_beside_the_bound(fit)}"
-        if fit.guide
+        f"  evidence lower bound {fit.history[-1]:.4f}{'' if notes else _beside_the_bound(fit)}"
+        if fit.kind.guided
         else f"  log-likelihood {fit.log_likelihood:.4f}   parameters {fit.num_parameters}   "
         f"AIC {fit.aic:.2f}   BIC {fit.bic:.2f}   ICL {fit.icl:.2f}",
+        *notes,
         "",
     ]
     networks: dict[str, int] = {}
@@ -76,7 +77,7 @@ def _table(value: Tensor, columns: tuple[str, ...] | None) -> list[str]:
     return shown + _more(len(rows))
 
 
-def _topics(fit: Any) -> list[str]:
+def _topics(fit: Fitted) -> list[str]:
     """The most probable words of the topics of a fit with networks, where its rows mix any."""
     found, columns = topics_of(fit), fit.schema.columns
     if found is None:
@@ -95,17 +96,17 @@ def _largest(row: Tensor, columns: tuple[str, ...]) -> str:
     return ", ".join(f"{columns[v]} {row[v].item():.3g}" for v in order)
 
 
-def _beside_the_bound(fit: Any) -> str:
+def _beside_the_bound(fit: Fitted) -> str:
     """What is known of log p(x) beside its bound: nothing, where nobody sums out the latents of rows."""
     if fit.bounded:
-        return "(log p(x) lies above it, how far is not known)"
-    return f"log-likelihood at the centre {fit.log_likelihood:.4f}"
+        return "   (log p(x) lies above it, how far is not known)"
+    return f"   log-likelihood at the centre {fit.log_likelihood:.4f}"
 
 
 # --- factors in words -------------------------------------------------------------------------------------------------
 
 
-def _turned(fit: Any) -> list[str]:
+def _turned(fit: Fitted) -> list[str]:
     """Which columns go with each factor, where rows have normal latents; a fit from disk has no data, nor needs it."""
     found = _loadings(fit)
     if found is None:
@@ -127,7 +128,7 @@ def _turned(fit: Any) -> list[str]:
     return [*lines, f"    noise ({own:.0%} of variance)"]
 
 
-def _loadings(fit: Any) -> Loadings | None:
+def _loadings(fit: Fitted) -> Loadings | None:
     """Those of a fit on a table. They do not depend on rows: a few that are made up stand for all."""
     schema = fit.schema
     if schema.width is None or schema.width < 2 or fit.pair.by is not None or schema.container == "structure":

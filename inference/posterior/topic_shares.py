@@ -12,8 +12,10 @@ from torch import Tensor
 from ..amortized.bounds import draw
 from ..data.schema import Dataset
 from ..data.structures import slice_rows
+from ..program.deterministic import Moments
 from ..trace.handlers import Bind
-from .amortized import Opened, laid_out, latents, opened
+from .amortized import Opened, laid_out, opened
+from .base import Fitted
 
 
 class Standing(Messenger):
@@ -28,7 +30,7 @@ class Standing(Messenger):
             msg["value"] = self.value
 
 
-def topics_of(fit: Any) -> Tensor | None:
+def topics_of(fit: Fitted) -> Tensor | None:
     """Shares (K, V) of the columns in rows wholly of one topic, float64; None of a fit whose rows mix none.
 
     Rows mix topics where the model computes of their latents numbers that are positive and sum to 1, and observes
@@ -50,12 +52,14 @@ def topics_of(fit: Any) -> Tensor | None:
     return found
 
 
-def shares_of(fit: Any, dataset: Dataset) -> Tensor:
+def shares_of(fit: Fitted, dataset: Dataset) -> Tensor:
     """Expected shares (N, K) of the topics in rows."""
     with opened(fit, Dataset(slice_rows(dataset.values, slice(2)), dataset.schema), fit.seed) as it:
         name, _ = theta_of(it)
-    found: Tensor = latents(fit, dataset)[name].mean
-    return found
+    with fit.kind.on(dataset) as posterior:
+        found = posterior.marginals()[name]
+    assert isinstance(found, Moments)
+    return found.mean
 
 
 def theta_of(it: Opened) -> tuple[str, int]:

@@ -12,6 +12,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
+from ..base.errors import ModelError
 from ..base.rng import forked
 from ..trace.handlers import Bind
 from .evidence import posterior
@@ -47,6 +48,13 @@ def derived(program: Program, params: Params) -> dict[str, Derived]:
         value = layout.canonical(node["value"], depth, keep_rows=True)
         assert value is not None
         sizes = {frame.dim: frame.size for frame in node["cond_indep_stack"]}
+        within = {frame.name for frame in node["cond_indep_stack"]}
+        for axis, (latent, found) in enumerate(program.structure.latents.items()):
+            if value.shape[axis] > 1 and not within.issuperset(found.plates):
+                raise ModelError(
+                    f"'{name}' is computed of '{latent}' outside of its plates, of all its cells at once: their joint "
+                    f"values are not tabulated; compute it inside {', '.join(found.plates)}"
+                )
         others = [d for d in range(-layout.nesting, 0) if d != layout.data_dim]
         plates = tuple(sizes.get(d, 1) for d in others)
         event = value.shape[value.dim() - depth :]
@@ -120,13 +128,16 @@ def _moments(one: Derived, share: Tensor, rows: slice, count: int) -> Moments:
 
 
 def derived_draws(program: Program, params: Params, latents: dict[str, Tensor], num: int) -> dict[str, Tensor]:
-    """Derived quantities (num, N, *plates, *event) at joint draws (num, N) of the latents."""
+    """Derived quantities (num, N, *plates, *event) at joint draws (num, N, *other plates) of the latents."""
     out = {}
+    size, others = program.num_rows, program.layout.nesting - 1
     for name, one in derived(program, params).items():
-        count, rows = len(program.layout.latents), torch.arange(program.num_rows).expand(num, -1)
-        places = [*(latents[z] for z in program.layout.latents), rows]
-        index = [p if size > 1 else torch.zeros_like(rows) for p, size in zip(places, one.value.shape, strict=False)]
-        drawn = one.value[tuple(index)]  # (num, N, plates, *event)
+        count, nothing = len(program.layout.latents), torch.zeros((), dtype=torch.long)
+        cells = (size, *one.plates)
+        places = [latents[z] for z in program.layout.latents]
+        places += [torch.arange(s).reshape(-1, *(1,) * (others - d)) for d, s in enumerate(cells)]
+        index = [p if s > 1 else nothing for p, s in zip(places, one.value.shape, strict=False)]
+        drawn = one.value[tuple(index)]  # (num, N, plates, *event), 1 or no dim where all are the same
         event = one.value.shape[1 + count + len(one.plates) :]
-        out[name] = drawn.expand(num, len(rows[0]), *one.plates, *event).reshape(num, len(rows[0]), *one.kept)
+        out[name] = drawn.expand(num, *cells, *event).reshape(num, size, *one.kept)
     return out

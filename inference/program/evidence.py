@@ -8,7 +8,7 @@ backward pass.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -24,8 +24,12 @@ class Elimination(NamedTuple):
     plates: tuple[int, ...]
 
 
-def log_evidence(factors: Sequence[Tensor], order: Sequence[Elimination]) -> Tensor:
-    """log p(x_n) of each restart and row, (R, n)."""
+def log_evidence(
+    factors: Sequence[Tensor], order: Sequence[Elimination], met: Callable[[int, Tensor], None] | None = None
+) -> Tensor:
+    """log p(x_n) of each restart and row, (R, n); `met` is told the axis of each latent and the table it is summed out
+    of.
+    """
     remaining = list(factors)
     plates = {axis for step in order for axis in step.plates}
     for step in order:
@@ -42,6 +46,8 @@ def log_evidence(factors: Sequence[Tensor], order: Sequence[Elimination]) -> Ten
             joint = inside[0]
             for factor in inside[1:]:
                 joint = joint + factor
+            if met is not None:
+                met(axis, joint)
             remaining = [f for f in remaining if f.shape[axis] == 1]
             remaining.append(joint.logsumexp(axis, keepdim=True))
     if plates:
@@ -76,6 +82,34 @@ def posterior(
         rows = log_evidence(leaves, order)
         total = rows.sum() if weights is None else (rows * weights).sum()
     return rows.detach(), list(torch.autograd.grad(total, leaves))
+
+
+def backward_draws(factors: Sequence[Tensor], order: Sequence[Elimination], num: int) -> dict[int, Tensor]:
+    """Joint posterior draws of all latents by axis, (num, *plates, n), 1 along plates that a latent lies outside.
+
+    The latent that was summed out last depends on no other: it is drawn first, and the others backward from there, each
+    from the table it was summed out of at what is drawn already. No table is larger than those of the sum itself.
+    """
+    tables: list[tuple[int, Tensor]] = []
+    with torch.no_grad():
+        log_evidence(factors, order, lambda axis, table: tables.append((axis, table.squeeze(0))))
+    count = sum(len(step.latents) for step in order)
+    drawn: dict[int, Tensor] = {}
+    for axis, table in reversed(tables):
+        cumulative = table.softmax(axis - 1).cumsum(axis - 1)
+        cells = table.shape[count:]  # (*plates, n)
+        places = [torch.arange(size).reshape(-1, *(1,) * (len(cells) - 1 - d)) for d, size in enumerate(cells)]
+        noise = 1 - torch.rand(num, *cells, dtype=table.dtype)  # above 0, so that nothing impossible is drawn
+        value = torch.zeros(num, *cells, dtype=torch.long)
+        given = [
+            drawn[a] if a in drawn and table.shape[a - 1] > 1 else torch.zeros((), dtype=torch.long)
+            for a in range(1, count + 1)
+        ]
+        for k in range(table.shape[axis - 1] - 1):  # by its distribution function, one value at a time: no new table
+            given[axis - 1] = torch.tensor(k)
+            value += noise > cumulative[(*given, *places)]
+        drawn[axis] = value
+    return drawn
 
 
 def _posterior_of_one(factors: Sequence[Tensor], weights: Tensor | None) -> tuple[Tensor, list[Tensor]]:

@@ -21,7 +21,7 @@ from latentzoo import zoo
 from latentzoo.inference.data.batches import Batches
 from latentzoo.inference.data.bundled.tables import load_bundled
 from latentzoo.inference.nn.networks import fresh, mlp
-from latentzoo.inference.posterior.amortized import weights as log_weights_of
+from latentzoo.inference.posterior.kinds import encoder_of
 
 SEEDS = range(5)
 HIDDEN, BATCH, RATE, EPOCHS, DRAWS = 128, 128, 1e-3, 300, 500
@@ -78,7 +78,8 @@ def by_latentzoo(x: Tensor, held: Tensor, latents: int, seed: int, epochs: int) 
     began, working = time.perf_counter(), time.process_time()
     fit = zoo.fit(pair, x, epochs=epochs, seed=seed, **options)
     seconds, work = time.perf_counter() - began, time.process_time() - working
-    return measured(log_weights_of(fit, fit.adapted(held), DRAWS, seed), seconds, work)
+    with encoder_of(fit, "log_weights").on(fit.adapted(held), seed) as it:
+        return measured(it.log_weights(DRAWS), seconds, work)
 
 
 def by_hand(x: Tensor, held: Tensor, latents: int, seed: int, epochs: int) -> Reached:

@@ -28,7 +28,7 @@ from latentzoo.inference.data.adapt import adapt
 from latentzoo.inference.data.graph import Graph, view
 from latentzoo.inference.data.structures import map_tensors
 from latentzoo.inference.posterior import graphs as related
-from latentzoo.inference.posterior.new_graphs import block_table
+from latentzoo.inference.posterior.graphs import block_table
 from latentzoo.inference.trace.handlers import engine_state
 
 NAN = float("nan")

@@ -16,8 +16,8 @@ import torch
 from latentzoo import zoo
 from latentzoo.inference.base.errors import OptionError
 from latentzoo.inference.io import arviz as export
-from latentzoo.inference.io import groups as fit_groups
 from latentzoo.inference.io.arviz import import_arviz, to_arviz
+from latentzoo.inference.posterior import exact
 
 CHAINS, DRAWS, N, K, D = 2, 400, 30, 3, 2
 COORDS = {"component": ["a", "b", "c"], "feature": ["height", "width"], "data": np.arange(N) + 100, "unused": [1]}
@@ -289,6 +289,6 @@ def test_draws_at_which_the_model_cannot_be_computed_are_a_plain_error(monkeypat
         raise torch.linalg.LinAlgError("the input is not positive-definite")
 
     fit = zoo.fit("gaussian_mixture", "iris")
-    monkeypatch.setattr(fit_groups, "_of_rows", fails)
+    monkeypatch.setattr(exact, "row_draws", fails)
     with pytest.raises(OptionError, match=r"draws: met 'laplace', .*\(the input is not positive.*draws=\"bootstrap\""):
         fit.to_arviz("laplace")

@@ -7,7 +7,7 @@ import torch
 
 from latentzoo import zoo
 from latentzoo.inference.base.errors import OptionError
-from latentzoo.inference.posterior.predictions import predictions
+from latentzoo.inference.posterior.conjugate import predictions
 
 RANDOM = np.random.default_rng(0)
 TRUTH = RANDOM.normal(size=(60, 2)) @ RANDOM.normal(size=(2, 6)) + 2.0 + 0.3 * RANDOM.normal(size=(60, 6))

@@ -244,9 +244,9 @@ class Allocated(NamedTuple):
         return torch.cat(self.etas)
 
 
-def allocated_on(fit: Any, dataset: Dataset) -> Allocated:
-    """Call inside `engine_state`."""
-    return settled(*read_on(fit, dataset))
+def allocated_on(model: Any, params: Params, parts: Params, dataset: Dataset) -> Allocated:
+    """The factors of rows under params and parts of a guide that were learned. Call inside `engine_state`."""
+    return settled(*read_on(model, params, parts, dataset))
 
 
 def settled(allocation: Allocation, state: Tensor) -> Allocated:
@@ -257,16 +257,16 @@ def settled(allocation: Allocation, state: Tensor) -> Allocated:
     return Allocated(allocation, blocks, state, shared, etas)
 
 
-def read_on(fit: Any, dataset: Dataset) -> tuple[Allocation, Tensor]:
+def read_on(model: Any, params: Params, parts: Params, dataset: Dataset) -> tuple[Allocation, Tensor]:
     """The model on some data, and the state of what its rows share."""
-    structure = read(fit.pair.model, sample_of(dataset.values), fit.params)
-    allocation = read_allocation(fit.pair.model, dataset.values, structure, dataset.schema)
+    structure = read(model, sample_of(dataset.values), params)
+    allocation = read_allocation(model, dataset.values, structure, dataset.schema)
     assert allocation is not None
     name = allocation.shared.name
-    if name not in fit.guide_parts:  # learned as a point, or by a guide of another family: its centre stands for it
+    if name not in parts:  # learned as a point, or by a guide of another family: its centre stands for it
         point = Side(name, Point(), None, isinstance(allocation.shared.family, DirichletFactor))
         allocation = allocation if allocation.shared.prior is None else replace(allocation, shared=point)
-    return allocation, fit.guide_parts[name] if name in fit.guide_parts else matrix_of(allocation, fit.params[name])
+    return allocation, parts[name] if name in parts else matrix_of(allocation, params[name])
 
 
 def _settle(allocation: Allocation, block: Block, shared: Shared) -> Tensor:
