@@ -19,18 +19,19 @@ if TYPE_CHECKING:
     from latentzoo.inference.pair import Pair
     from latentzoo.models.registry import register
 
-_MODULES = {
-    "Fit": "inference.fit",
-    "Pair": "inference.pair",
-    "cavi": "inference.drivers.cavi",
-    "em": "inference.drivers.em",
-    "models": None,
-    "read_idx": "inference.data.idx",
-    "register": "models.registry",
-    "svi": "inference.drivers.svi",
-    "zoo": None,
-}
-_get, __dir__ = lazily("latentzoo", _MODULES)
+_get, __dir__, _ = lazily(
+    "latentzoo",
+    {
+        "": "models zoo",
+        "inference.data.idx": "read_idx",
+        "inference.drivers.cavi": "cavi",
+        "inference.drivers.em": "em",
+        "inference.drivers.svi": "svi",
+        "inference.fit": "Fit",
+        "inference.pair": "Pair",
+        "models.registry": "register",
+    },
+)
 
 
 def __getattr__(name: str) -> Any:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import importlib
+import pkgutil
 from collections.abc import Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -74,3 +76,29 @@ def test_only_the_drivers_make_fits() -> None:
         )
     ]
     assert makers == ["drivers/finish"]
+
+
+@pytest.mark.parametrize("name", [name for name in ORDER if name != "fit"])
+def test_a_package_says_what_lives_there_and_what_it_offers(name: str) -> None:
+    package = importlib.import_module(f"latentzoo.inference.{name}")
+    assert package.__doc__
+    assert len(package.__doc__.strip().splitlines()) <= 6
+    assert package.__all__
+    assert len(set(package.__all__)) == len(package.__all__)
+    assert not set(package.__all__) & {module.name for module in pkgutil.iter_modules(package.__path__)}
+    assert set(package.__all__) <= set(dir(package))
+    for offered in package.__all__:
+        value = getattr(package, offered)
+        assert getattr(value, "__module__", package.__name__).startswith(package.__name__), f"{offered} is of another"
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        _ = package.nothing
+
+
+def test_the_root_offers_what_it_says() -> None:
+    root = importlib.import_module("latentzoo")
+    assert set(root.__all__) <= {*dir(root), "__version__"}
+    for offered in root.__all__:
+        assert getattr(root, offered)
+    assert root.em.__name__ == "em"
+    with pytest.raises(AttributeError, match="module 'latentzoo' has no attribute 'nothing'"):
+        _ = root.nothing

@@ -1,3 +1,15 @@
 """Stochastic variational inference of pairs with networks, and of encoders that the engine derives
-(`fit.deep_svi`): bounds, training, steps recorded once and replayed, checkpoints.
+(`fit.deep_svi`): the pair read (`reader`), its bounds (`bounds`), training (`training`) by steps that are recorded
+once and replayed (`record`, `replay`), checkpoints.
 """
+
+from ..base.lazy import lazily
+
+__getattr__, __dir__, __all__ = lazily(
+    __name__,
+    {
+        "bounds": "elbo importance_bound",
+        "fit": "deep_svi has_networks",
+        "reader": "Story read_story",
+    },
+)

@@ -1,4 +1,6 @@
-"""Names that a package offers, each imported when it is first asked for (PEP 562)."""
+"""Names that a package offers, each imported when it is first asked for (PEP 562): a package that is used in part is
+loaded in part.
+"""
 
 from __future__ import annotations
 
@@ -8,27 +10,28 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 
-def lazily(package: str, names: Mapping[str, str | None]) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
-    """``__getattr__`` and ``__dir__`` of a package.
+def lazily(package: str, offered: Mapping[str, str]) -> tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]:
+    """``__getattr__``, ``__dir__`` and ``__all__`` of a package.
 
     Parameters
     ----------
     package : str
         Its ``__name__``.
-    names : mapping of str to str, or None
-        Name -> the module below the package that holds it; None where it is such a module itself.
+    offered : mapping of str to str
+        Module below the package -> the names in it that are offered, parted by spaces; under "" modules themselves. A
+        name that a module of the package has too is not to be offered: it would stand for the one or the other.
     """
+    homes = {name: module for module, names in offered.items() for name in names.split()}
 
     def get(name: str) -> Any:
-        if name not in names:
+        if name not in homes:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        home = names[name]
-        module = importlib.import_module(f"{package}.{home or name}")
-        value = getattr(module, name) if home else module
+        module = importlib.import_module(f"{package}.{homes[name] or name}")
+        value = getattr(module, name) if homes[name] else module
         setattr(sys.modules[package], name, value)
         return value
 
     def names_of() -> list[str]:
-        return sorted({*vars(sys.modules[package]), *names})
+        return sorted({*vars(sys.modules[package]), *homes})
 
-    return get, names_of
+    return get, names_of, sorted(homes)

@@ -1,3 +1,19 @@
-"""How a bound is climbed, whatever it is: starting values, coordinate ascent from many starts, minibatches and step
-sizes, Newton, L-BFGS, SQUAREM, when to stop, and which optima the restarts found (`modes`).
+"""How a bound is climbed, whatever it is: starting values (`starts`), coordinate ascent from many starts at once
+(`coordinate_ascent`), minibatches and their step sizes, Newton, L-BFGS, SQUAREM, when to stop (`stopping`), and which
+optima the restarts found once labels are matched (`modes`).
 """
+
+from ..base.lazy import lazily
+
+__getattr__, __dir__, __all__ = lazily(
+    __name__,
+    {
+        "coordinate_ascent": "Runner Steps",
+        "minibatches": "stepwise",
+        "modes": "Mode ModeMap Outcome Reached map_modes",
+        "newton": "lbfgs",
+        "schedule": "Schedule",
+        "starts": "first_starts jitter starting_values",
+        "stopping": "Settled Stop",
+    },
+)
