@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import pkgutil
+import re
 from collections.abc import Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -102,3 +103,19 @@ def test_the_root_offers_what_it_says() -> None:
     assert root.em.__name__ == "em"
     with pytest.raises(AttributeError, match="module 'latentzoo' has no attribute 'nothing'"):
         _ = root.nothing
+
+
+def test_every_name_in_the_readme_of_the_house_is_there() -> None:
+    page = (ROOT / "inference" / "README.md").read_text()
+    assert len(page.splitlines()) < 100
+    named = [found for found in re.findall(r"`([\w/.]+)`", page) if "/" in found and not found.startswith("tests/")]
+    assert len(named) > 40
+    for found in named:
+        path, _, name = found.partition(".")
+        if name in ("", "py"):
+            assert (ROOT / found).exists() or (ROOT / "inference" / found).exists(), f"{found} is not there"
+            continue
+        value: object = importlib.import_module(f"latentzoo.inference.{path.replace('/', '.')}")
+        for part in name.split("."):
+            value = getattr(value, part)
+    assert {package for package in ORDER if not re.search(rf"\b{package}\b", page)} == set()
