@@ -9,8 +9,10 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from torch.distributions import transform_to
 
 from ..base.errors import DataError, OptionError
+from ..base.rng import forked
 from ..base.unconstrained import Parts
 from ..cavi.derivation import mean_field
 from ..cavi.mean_field import MeanField
@@ -115,11 +117,13 @@ class Conjugate(Posterior):
         """The program on the data, with the factors there; those on the rows that were fitted are kept."""
         fit, program = self.fit, bound(self.fit, self.data, drawn=True)
         learned = {n: v.unsqueeze(0) for n, v in fit.params.items() if program.structure.params[n].prior is None}
-        held = fit.compiled
-        if program is not held.own.get(True):
-            return Opened(program, self._guide(program), {}, learned)
-        held.factors = held.factors or self._guide(program)
-        return Opened(program, held.factors, {}, learned)
+        held, here = fit.compiled, program is fit.compiled.own.get(True)
+        guide = held.factors if here else None
+        if guide is None:
+            with forked():  # so that draws come out the same whether it was kept
+                guide = self._guide(program)
+        held.factors = guide if here else held.factors
+        return Opened(program, guide, {}, learned)
 
     def _guide(self, program: Program) -> FactorGuide:
         fit, structure = self.fit, program.structure
@@ -246,7 +250,9 @@ def of_rows(derived: MeanField, shared: Parts) -> Parts:
     if not names:
         return {}
     nodes = derived.program.structure.trace.nodes
-    values = {name: plain(nodes[name]["value"]).double().unsqueeze(0) for name in names}
+    random = torch.Generator().manual_seed(0)  # a start that is the same whenever, and symmetric in nothing
+    noise = {n: torch.randn(nodes[n]["value"].shape, generator=random, dtype=torch.float64) for n in names}
+    values = {n: transform_to(nodes[n]["fn"].support)(noise[n]).unsqueeze(0) for n in names}
     means = {**derived.means(shared), **{n: derived.families[n].statistics(v) for n, v in values.items()}}
     nothing = Expectations(torch.zeros(1, dtype=torch.float64), {}, {})
     found: Parts = {}
