@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -50,9 +50,6 @@ class FactorGuide:
         Latent -> natural parameters (1, *B, T); param -> value (1, *shape).
     """
 
-    noisy: ClassVar[bool] = True
-    shared: ClassVar[bool] = True
-
     field: MeanField
     state: Parts
 
@@ -79,10 +76,6 @@ class FactorGuide:
     def priors_event(self, name: str) -> int:
         """Event dims of a latent's own prior."""
         return len(self.field.program.structure.trace.nodes[name]["fn"].event_shape)
-
-    def centers(self, free: Parts, program: Program) -> Parts:
-        """The mean of each factor."""
-        return {name: self.field.families[name].center(self.state[name])[0] for name in self.field.priors}
 
     def factor(self, name: str) -> Any:
         """One factor as a Pyro distribution."""
@@ -139,10 +132,6 @@ class Conjugate(Posterior):
     def guide(self) -> FactorGuide:
         assert isinstance(self.at.sampler, FactorGuide)
         return self.at.sampler
-
-    @property
-    def score_kind(self) -> str:
-        return guided.score_kind(self.fit)
 
     def log_evidence(self) -> Tensor:
         return guided.log_evidence(self.at)

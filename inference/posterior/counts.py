@@ -54,10 +54,6 @@ class Counts(Posterior):
     fit: Fitted
     dataset: Dataset | None = None
 
-    @property
-    def score_kind(self) -> str:
-        return "importance-weighted bound" if self.fit.bounded else "average over draws from the guide"
-
     @cached_property
     def at(self) -> Allocated:
         return allocated_on(self.fit.pair.model, self.fit.params, self.fit.guide_parts, self.data)

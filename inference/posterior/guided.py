@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import pyro.distributions as dist
 import torch
@@ -26,7 +26,7 @@ from ..program.program import Program
 from ..program.sites import Params
 from ..svi.checkpoints import ROWS, fingerprint
 from ..svi.fit import plain_svi
-from ..svi.guide import NormalGuide, Sampled, Sampler, derive
+from ..svi.guide import NormalGuide, Sampled, derive
 from ..svi.normal_guides import SHAPES
 from ..svi.options import SVIOptions
 from ..svi.user_guide import OwnGuide, own_guide
@@ -43,11 +43,17 @@ SHORT = 20  # of the importance-weighted bound under each of many draws of what 
 LOCAL_STEPS = 3_000  # at most, to fit the guides of new rows
 
 
+class Drawing(Protocol):
+    """What is asked of a guide here; `svi.guide.Sampler` is one."""
+
+    def draw(self, free: Parts, program: Program, rows: Tensor | None, num: int, density: bool = True) -> Sampled: ...
+
+
 class Opened(NamedTuple):
     """A fit's model on some data, with its guide there."""
 
     program: Program
-    sampler: Sampler
+    sampler: Drawing
     free: Parts
     point: Params  # what is no draw: learned params, (1, *shape)
 
@@ -117,10 +123,6 @@ class Guided(Posterior):
     def at(self) -> Opened:
         return guided_on(self.fit, self.data)
 
-    @property
-    def score_kind(self) -> str:
-        return score_kind(self.fit)
-
     def log_evidence(self) -> Tensor:
         return log_evidence(self.at)
 
@@ -174,11 +176,6 @@ class Guided(Posterior):
 
 
 # --- of any guide -----------------------------------------------------------------------------------------------------
-
-
-def score_kind(fit: Fitted) -> str:
-    """How `log_evidence` is computed."""
-    return "importance-weighted bound" if fit.bounded else "average over draws from the guide"
 
 
 def draws_of(at: Opened, num: int) -> Iterator[Params]:
