@@ -12,6 +12,8 @@ from latentzoo import __version__
 
 from ..cards import INFERENCES, check_inference
 from ..inference.base.errors import OptionError
+from ..inference.base.run_files import require_run
+from ..inference.data.paths import located
 from .terminal import Parser, examples
 from .typed import add_flags, flag, given, value, values
 
@@ -38,6 +40,7 @@ OPTIONS: dict[str, dict[str, Any]] = {  # of the drivers
     "resume": {"action": "store_true", "default": None, "help": "svi: go on from --checkpoint"},
 }
 OF_ONE_FIT = ("checkpoint", "resume")
+FITS = ("fit", "compare")
 BY = ("density", "reconstruction")  # of anomalies
 
 
@@ -154,21 +157,27 @@ def parsed(argv: Sequence[str] | None) -> argparse.Namespace:
 
     args, extra = parser.parse_known_args(argv)
     args.unknown = [text.partition("=")[0] for text in extra if text.startswith("--")]
-    fits = args.command in ("fit", "compare")
+    fits = args.command in FITS
     if extra and not (args.unknown and fits):
         raise OptionError(f"unrecognized arguments: {' '.join(extra)} (see latentzoo {args.command} --help)")
-    if fits:
-        check(args)
+    check(args)
     return args
 
 
 def check(args: argparse.Namespace) -> None:
-    """Refuse names and values of a fit that no model or inference has; the models themselves may refuse more."""
-    read = value if args.command == "fit" else values
-    for name, text, kind in given(args):
-        if kind is not None:
-            read(name, text, kind)
-    check_inference(args.inference, ["auto", *INFERENCES])
+    """Refuse names and values of a fit that no model or inference has, and files that are not there; what is in them,
+    and what models make of values, is found when they are loaded.
+    """
+    if args.command in FITS:
+        read = value if args.command == "fit" else values
+        for name, text, kind in given(args):
+            if kind is not None:
+                read(name, text, kind)
+        check_inference(args.inference, ["auto", *INFERENCES])
+    if "folder" in args:
+        require_run(args.folder)
+    if "data" in args:
+        located(args.data)
 
 
 def add_fit_options(parser: Parser, form: str, heading: str, left_out: Sequence[str] = ()) -> None:

@@ -479,6 +479,9 @@ def imported(program: str, folder: Path) -> set[str]:
         ("fit gaussian_mixture iris --inference magic", 2),
         ("fit gaussian_mixture iris --restarts many", 2),
         ("compare gaussian_mixture iris --num-components 6:1", 2),
+        ("fit gaussian_mixture irises", 2),
+        ("score nowhere iris", 2),
+        ("generate .", 2),
     ],
 )
 def test_what_needs_no_model_is_answered_before_torch_is_imported(line: str, code: int, tmp_path: Path) -> None:

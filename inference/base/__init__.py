@@ -15,7 +15,8 @@ __getattr__, __dir__, __all__ = lazily(
         "progress": "Progress",
         "records": "read_as",
         "rng": "forked",
-        "run_folder": "has_run read_run write_run",
+        "run_files": "has_run",
+        "run_folder": "read_run write_run",
         "unconstrained": "free_param values_of",
     },
 )

@@ -30,13 +30,13 @@ from safetensors import SafetensorError
 from . import run_folder_1
 from .errors import RunError
 from .records import read_as
+from .run_files import NO_RUN, RUN_FILE, require_run
 from .strict_json import decoded, encoded
 
 if sys.platform != "win32":
     import fcntl
 
 FORMAT = 2
-RUN_FILE = "run.safetensors"
 
 _KIND = "latentzoo run"  # the key of our metadata, which tells our file from that of another program
 _UNSIGNED = "0" * 64
@@ -44,7 +44,6 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 _TEMPORARY_NAME = re.compile(r"\.run-[0-9a-f]{16}\.tmp")
 _MAX_RECORD_BYTES = 64 * 2**20  # more than this is an array in disguise, or not ours
 _MAX_HEADER_BYTES = 100_000_000  # safetensors' own limit
-_NO_RUN = "expected the folder of a saved run: check the path"
 _SAVE_AGAIN = "save the fit again, or restore the folder from a copy"
 
 
@@ -139,26 +138,17 @@ def read_run(folder: str | os.PathLike[str]) -> tuple[dict[str, torch.Tensor], d
         If the folder is missing, holds no run, or holds one that is cut short, altered, foreign or of a newer format.
     """
     folder = Path(folder)
-    if not folder.is_dir():
-        met = "is a file" if folder.exists() else "does not exist"
-        raise RunError(f"{folder}: {met}; {_NO_RUN}")
-    if not (folder / RUN_FILE).is_file() and run_folder_1.is_here(folder):
+    require_run(folder)
+    if not (folder / RUN_FILE).is_file():
         try:
             return run_folder_1.read(folder)
         except RunError:
             if not (folder / RUN_FILE).is_file():  # else a writer has just put a run of today in its place
                 raise
-    if not (folder / RUN_FILE).is_file():
-        raise RunError(f"{folder}: has no {RUN_FILE}; {_NO_RUN}")
     try:
         return _read(folder)
     except OSError as error:
         raise RunError(f"{folder}: {RUN_FILE} cannot be read ({error.strerror}): {_SAVE_AGAIN}") from error
-
-
-def has_run(folder: str | os.PathLike[str]) -> bool:
-    """Whether a folder holds a run, whole or not."""
-    return (Path(folder) / RUN_FILE).exists() or run_folder_1.is_here(Path(folder))
 
 
 def _read(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
@@ -201,7 +191,7 @@ def _header(folder: Path, file: BinaryIO, size: int) -> tuple[int, dict[str, Any
 def _told(folder: Path, header: dict[str, Any]) -> Told:
     metadata = header.get("__metadata__", {})
     if not isinstance(metadata.get(_KIND), str):
-        raise RunError(f"{folder}: {RUN_FILE} is not from latentzoo; {_NO_RUN}")
+        raise RunError(f"{folder}: {RUN_FILE} is not from latentzoo; {NO_RUN}")
     try:
         told = decoded(metadata[_KIND])
     except ValueError as error:

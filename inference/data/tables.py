@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 
 from ..base.errors import DataError
-from .bundled.tables import BUNDLED, load_bundled
+from .bundled.tables import load_bundled
 from .idx import is_idx, read_idx
+from .paths import located
 from .structures import listed, to_int64
 
 BOOLEAN = ("False", "True")
@@ -116,18 +117,10 @@ def read(source: str | Path) -> Any:
     DataError
         For a path or name that does not exist, cannot be read, or holds several arrays.
     """
-    path, member = Path(source).expanduser(), None
-    if not path.exists() and ".npz:" in str(path):
-        file, _, member = str(path).rpartition(":")
-        path = Path(file)
-    if not path.is_file():
-        if isinstance(source, Path):
-            raise DataError(f"data: no file {str(source)!r}")
-        if source in BUNDLED:
-            return load_bundled(source)
-        raise DataError(
-            f"data: no file {source!r}, nor a bundled data set of that name; there are {', '.join(BUNDLED)}"
-        )
+    place = located(source)
+    if place is None:
+        return load_bundled(str(source))
+    path, member = place
     name = path.name.lower()
     try:
         if name.endswith((".csv", ".csv.gz")):

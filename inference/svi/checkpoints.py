@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from ..base.errors import OptionError, RunError
-from ..base.run_folder import has_run, read_run, write_run
+from ..base.run_files import has_run
+from ..base.run_folder import read_run, write_run
 from ..data.schema import Dataset
 from ..data.structures import tensors_of
 from .run import Run

@@ -16,7 +16,8 @@ import torch
 
 from latentzoo.inference.base import run_folder
 from latentzoo.inference.base.errors import RunError
-from latentzoo.inference.base.run_folder import FORMAT, RUN_FILE, read_run, write_run
+from latentzoo.inference.base.run_files import RUN_FILE
+from latentzoo.inference.base.run_folder import FORMAT, read_run, write_run
 
 ARRAYS = {"loc": torch.arange(6, dtype=torch.float64).reshape(2, 3), "weights": torch.tensor([0.25, 0.75])}
 RECORD = {"model": "gaussian_mixture", "options": {"restarts": 20, "tol": 1e-6}}

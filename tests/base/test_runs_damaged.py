@@ -16,7 +16,8 @@ import torch
 
 from latentzoo.inference.base import run_folder
 from latentzoo.inference.base.errors import RunError
-from latentzoo.inference.base.run_folder import RUN_FILE, read_run, write_run
+from latentzoo.inference.base.run_files import RUN_FILE
+from latentzoo.inference.base.run_folder import read_run, write_run
 
 ARRAYS = {"loc": torch.arange(6, dtype=torch.float64).reshape(2, 3), "weights": torch.tensor([0.25, 0.75])}
 RECORD = {"model": "gaussian_mixture", "log_likelihood": -12.5, "converged": True, "seed": 0, "tags": ["a", None]}

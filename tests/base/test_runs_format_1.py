@@ -16,7 +16,8 @@ import torch
 
 from latentzoo.inference.base import run_folder_1
 from latentzoo.inference.base.errors import RunError
-from latentzoo.inference.base.run_folder import RUN_FILE, has_run, read_run, write_run
+from latentzoo.inference.base.run_files import RUN_FILE, has_run
+from latentzoo.inference.base.run_folder import read_run, write_run
 
 ARRAYS = {"loc": torch.arange(6, dtype=torch.float64).reshape(2, 3), "weights": torch.tensor([0.25, 0.75])}
 

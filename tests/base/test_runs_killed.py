@@ -16,7 +16,8 @@ import pytest
 import torch
 
 from latentzoo.inference.base import run_folder as runs
-from latentzoo.inference.base.run_folder import RUN_FILE, read_run, write_run
+from latentzoo.inference.base.run_files import RUN_FILE
+from latentzoo.inference.base.run_folder import read_run, write_run
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="forks the writer that it kills")
 
