@@ -61,6 +61,10 @@ class Fit:
     guide : str
         The family of the guide, where latents have a distribution of their own ("mean_field", ..., or "own");
         `guide_parts` are its numbers. Then `params` holds each shared latent at the centre of its factor.
+    at_mode : tuple of str
+        Shared latents of which `params` holds the joint mode alone (MAP), without a posterior.
+    unchecked : str
+        Why the fit could not be held against Pyro's own account of the model; where it was, nothing.
     """
 
     pair: Pair
@@ -79,6 +83,8 @@ class Fit:
     reason: str = ""
     guide: str = ""
     guide_parts: dict[str, Tensor] = field(default_factory=dict)
+    at_mode: tuple[str, ...] = ()
+    unchecked: str = ""
     versions: dict[str, str] = field(default_factory=dict)
     data: Dataset | None = field(default=None, compare=False)
     weights: Any = field(default=None, compare=False)
@@ -116,6 +122,8 @@ class Fit:
     @property
     def score_kind(self) -> str:
         """What `score` is: exact, an average over draws of shared latents, or an importance-weighted bound."""
+        if self.unchecked and not self.kind.guided:
+            return f"as the model was read, not checked against Pyro ({self.unchecked})"
         return self.kind.score_kind
 
     def score(self, data: Any = None) -> Tensor:
@@ -302,5 +310,7 @@ class Fit:
     def __repr__(self) -> str:
         name = self.pair.origin.name if self.pair.origin else getattr(self.pair.model, "__name__", "model")
         state = "converged" if self.converged else "not converged"
+        state = f"not checked against Pyro: {self.unchecked}" if self.unchecked else state
         kind = "bound" if self.bounded else "log_likelihood"
-        return f"Fit({name}, {self.inference}, {kind}={self.log_likelihood:.4f}, {state})"
+        how = f"{self.inference}, MAP" if self.at_mode else self.inference
+        return f"Fit({name}, {how}, {kind}={self.log_likelihood:.4f}, {state})"

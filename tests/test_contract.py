@@ -131,6 +131,14 @@ def numbers(data):
     return adapt(data).values.double()
 
 
+def test_every_fit_is_held_against_pyro(name, pair, data):
+    """At its start and at its end: with gaps too, but for events that are torn, of which Pyro knows no margin."""
+    for inference in zoo.card(name).inference:
+        short = {"num_steps": 2} if inference == "svi" else {"max_iters": 2}
+        fit = zoo.fit(pair, data, inference=inference, tol=0, progress=False, **short)
+        assert not fit.unchecked
+
+
 def test_the_model_can_be_read_and_its_card_is_whole(name, pair, data, rows):
     found = taken(pair, data)
     on_data = on_table(pair, found.schema)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
 from typing import Any, NamedTuple
 
@@ -19,11 +19,15 @@ from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 from torch.distributions import Independent, MultivariateNormal, Normal, kl_divergence
 
-from ..data.structures import num_rows, slice_rows
+from ..data.streams import first_rows
+from ..data.structures import is_missing, num_rows, slice_rows, tensors_of
 from ..distributions.missing import Missing
 from ..nn.flows import Flow
+from ..program.against_pyro import COMPARED, Witness, gaps_of, quietly
 from ..trace.handlers import Bind, base_of, is_bookkeeping
-from .reader import Story, value_of
+from .reader import Story, at_rest, value_of
+
+SEEN = 64  # rows that those held against Pyro are taken from
 
 
 class Terms(NamedTuple):
@@ -261,3 +265,44 @@ def detached(fn: Any) -> Any:
 def values_from(story: Story, leaves: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Params from what is learned."""
     return {name: value_of(story.leaves[name], leaf) for name, leaf in leaves.items()}
+
+
+# --- held against Pyro ------------------------------------------------------------------------------------------------
+
+
+def hold(when: str, story: Story, leaves: Mapping[str, Tensor], data: Any) -> str:
+    """log p(x, latents) of a few rows at draws of the guide, and log q of these, against plain runs of the pair; why
+    that could not be, or nothing.
+    """
+    few = first_rows(data, SEEN)
+    gaps = gaps_of(few).to(next(iter(tensors_of(few).values())).device)
+    if int((~gaps).sum()) >= 2:  # rows without gaps, where there are any: of others only some families know the margin
+        few = slice_rows(few, (~gaps).nonzero().flatten()[:COMPARED])
+    else:
+        few = slice_rows(few, torch.arange(min(COMPARED, num_rows(few)), device=gaps.device))
+    values = values_from(story, leaves)
+    with at_rest(story), quietly():
+        drawn = draw(story, values, few, 1, is_missing(few))
+        found = terms(story, drawn, exact=False)
+        configs, _, size = drawn.lead
+
+        def block(nodes: dict[str, Any], names: Iterable[str]) -> dict[str, Tensor]:
+            """The values of the last configuration."""
+            out = {}
+            for name in names:
+                value = nodes[name]["value"]
+                dim = value.dim() + story.data_dim - nodes[name]["fn"].event_dim
+                out[name] = value.narrow(dim, value.shape[dim] - size, size)
+            return out
+
+        of_model = block(drawn.model, (*story.latents, *(story.discrete if configs > 1 else ())))
+        log_p = float((found.likelihood + found.prior + found.discrete)[-1].sum())
+        log_q = float((found.log_q + found.log_share)[-1].sum())
+        plate = story.model.data_plate
+        model = Witness("svi", story.pair.model, few, lambda *_: log_p, size, plate=plate, whole=True)
+        why = model.compare(when, {**values, **of_model})
+        if story.pair.guide is None or why:
+            return why
+        of_guide = block(drawn.guide, (*story.latents, *story.guided))
+        guide = Witness("svi", story.pair.guide, few, lambda *_: log_q, size, plate=plate, whole=True)
+        return guide.compare(when, {**values, **of_guide})

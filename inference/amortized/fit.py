@@ -26,7 +26,7 @@ from ..svi.annealing import FreeBits, Warmup
 from ..svi.ascent import NotFinite
 from ..svi.options import SVIOptions
 from ..trace.handlers import ROOM_FOR_PLATES, Bind, engine_state, run
-from .bounds import values_from
+from .bounds import hold, values_from
 from .checkpoints import DeepCheckpoints
 from .checks import check_batch, check_free_bits, check_rows_seen, check_sites
 from .encoder import OWN, Amortized, amortize, asked_for
@@ -101,10 +101,13 @@ def deep_svi(pair: Pair, dataset: Dataset, home: torch.device, asked: SVIOptions
                     number = max(range(len(ends)), key=ends.__getitem__)
             with installed(story, starts[number], training=True) as at:
                 training = begin(starts[number], at, plan)
+                hold("start", story, training.leaves, placed)
                 saver = DeepCheckpoints(training, dataset, asked, plan)
                 stopped = _climb(training, steps, bar, saver, asked.resume)
                 _put(training, training.state.best)  # where the held-out bound was best
                 reached = _reached(training, shape, fixed, ends)
+                if stopped != "not finite":
+                    reached = replace(reached, unchecked=hold("end", story, training.leaves, placed))
     return _told(reached, training, stopped, steps)
 
 

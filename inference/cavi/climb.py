@@ -59,6 +59,7 @@ def climb(
     options: CAVIOptions,
     centred: Callable[[list[Outcome]], list[Outcome]],
     num_rows: int,
+    hold: Callable[[Outcome, Params], str],
     declared: Mapping[str, Param],
     guide: str,
     parts: Callable[[Params], Params],
@@ -76,6 +77,8 @@ def climb(
         Of every start, (R, ...).
     centred : callable
         Outcomes by states -> outcomes by the means of their factors, in the shapes that the model declares.
+    hold : callable
+        The best outcome and its state -> why they could not be held against Pyro's own account, or nothing.
     guide, parts :
         The name of such a mean field in a fit, and what of the best state tells its factors.
     """
@@ -98,4 +101,5 @@ def climb(
         guide=guide,
         guide_parts=parts(state),
         note=options.note(best),
+        unchecked=hold(best, state),
     )

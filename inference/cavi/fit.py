@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,9 +16,12 @@ from ..optimize.label_switching import label_cells
 from ..optimize.modes import Outcome, Reached
 from ..optimize.starts import first_starts, jitter
 from ..pair import Pair
+from ..program.against_pyro import Witness
 from ..program.checks import check_rows, check_said, check_values
 from ..program.compiler import compile_program
 from ..program.estep import one_thread
+from ..program.objective import witness
+from ..program.program import Program
 from ..program.sites import Params
 from ..trace.provenance import plain as plain_values
 from ..trace.structure import Structure, read
@@ -27,6 +31,7 @@ from .counts.model import read_allocation, sample_of
 from .derivation import mean_field
 from .graphs.ascent import fit_relation
 from .mean_field import MeanField
+from .monte_carlo import DrawnFactor
 from .sweeps import Sweeps
 
 LARGE = 100_000  # entries of a bilinear site
@@ -67,6 +72,10 @@ def fit_mean_field(
     for name in structure.continuous:  # updated first, so that their own start is never used
         value = plain_values(structure.trace.nodes[name]["value"]).double()
         starts[name] = value.expand(lead, *value.shape)
+    proof = _witness(pair.model, field, plain)
+    own = {name: starts[name][0] for name in structure.continuous}
+    first = {name: value[0] for name, value in starts.items() if name in structure.params}
+    proof.compare("start", {**own, **jitter(first, structure, torch.Generator().manual_seed(0))})
     small = all(one.size < LARGE for one in field.bilinear.values())  # torch's own threads serve large products
     leaps = bool(field.bilinear) if options.accelerate is None else options.accelerate
     with one_thread(when=small) as workers:
@@ -77,6 +86,7 @@ def fit_mean_field(
             options,
             lambda found: [_centred(field, one, starts) for one in found],
             plain.num_rows,
+            lambda best, _: proof.compare("end", {**own, **best.params}),
             structure.params,
             CONJUGATE,
             lambda state: {n: eta for n, eta in state.items() if n in field.priors and n in structure.params},
@@ -84,6 +94,20 @@ def fit_mean_field(
             program=plain,
             share=share,
         )
+
+
+def _witness(model: Any, field: MeanField, plain: Program) -> Witness:
+    """The mean field with each of its factors at a point, beside the model."""
+    structure = plain.structure
+    if any(isinstance(family, DrawnFactor) for family in field.families.values()):  # which know no points
+        return witness("cavi", model, plain)
+
+    def total(rows: Tensor | None, values: dict[str, Tensor]) -> float:
+        few = field if rows is None else replace(field, program=field.program.on_rows(rows))
+        return few.at_points({name: values[name].unsqueeze(0) for name in field.families})
+
+    whole = bool(field.bilinear or structure.continuous)  # which are held for all rows together
+    return Witness("cavi", model, plain.data, total, plain.num_rows, plate=structure.data_plate, whole=whole)
 
 
 def _jittered(starts: Params, structure: Structure, generator: torch.Generator) -> Params:

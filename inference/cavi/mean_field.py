@@ -17,7 +17,7 @@ from torch import Tensor
 from ..base.errors import NotConjugate
 from ..families.expected import Expected
 from ..families.factors import FactorFamily, MultivariateNormalFactor, Point
-from ..program.estep import Expectations
+from ..program.estep import Expectations, expectations
 from ..program.program import Program
 from ..program.sites import Argument, Params, Site
 from ..trace.handlers import Param
@@ -198,6 +198,15 @@ class MeanField:
         """E log p of bilinear sites, (R,)."""
         found = [b.log_prob(means, self.families) for n, b in self.bilinear.items() if sites is None or n in sites]
         return sum(found, torch.zeros((), dtype=torch.float64))
+
+    def at_points(self, values: Params) -> float:
+        """log p(x) and the log density of the latents where each factor stands at a point, (1, *shape) each."""
+        means, program = self.starts(values), self.program
+        moments = self.moments(means)
+        total = self.products(means).sum()
+        if program.products or program.latents or program.scored:
+            total = total + expectations(program, moments).log_prob.sum()
+        return float(total + sum(self.log_prior(n, prior, moments, means).sum() for n, prior in self.priors.items()))
 
     def cost(self, state: Params, means: Means) -> Tensor:
         """E log q - E log p of the shared latents, (R,): what the bound pays for them."""

@@ -44,6 +44,7 @@ def finish(pair: Pair, dataset: Dataset, reached: Reached, *, inference: str, se
             uncertainty = entropy(program, batch, reached.share)
     params = {name: value.detach().cpu() for name, value in best.params.items()}
     free = sum(free_dims(reached.constraints[name], value) for name, value in params.items())
+    point = not reached.guide and program is not None
     fit = Fit(
         pair,
         inference,
@@ -60,6 +61,10 @@ def finish(pair: Pair, dataset: Dataset, reached: Reached, *, inference: str, se
         dataset.schema,
         guide=reached.guide,
         guide_parts={name: value.detach().cpu() for name, value in reached.guide_parts.items()},
+        at_mode=tuple(n for n, p in program.structure.params.items() if p.prior is not None)
+        if point and program
+        else (),
+        unchecked=reached.unchecked,
         versions=versions(),
         data=dataset,
         weights=weights,

@@ -20,12 +20,13 @@ from ..optimize.label_switching import label_cells
 from ..optimize.minibatches import stepwise
 from ..optimize.modes import Reached, map_modes, rank
 from ..optimize.schedule import Schedule
-from ..optimize.starts import first_starts
+from ..optimize.starts import first_starts, jitter
 from ..optimize.stopping import Settled, Stop
 from ..pair import Pair
 from ..program.checks import check_latents, check_rows, check_spread, check_values
 from ..program.compiler import compile_program
 from ..program.estep import one_thread
+from ..program.objective import witness
 from ..program.program import Program
 from ..trace.structure import Structure, read_again
 from .mstep import EMSteps
@@ -82,6 +83,10 @@ def fit_em(
     check_spread(program, set(plan.closed) | spread_by_column(program, plan.factored), dataset.schema)
     check_certain(program, list(plan.climbed), dataset.schema)
     starts = first_starts(pair, dataset.values, program, options.restarts, generator, options.start)
+    proof = witness("em", pair.model, program)
+    first = {name: value[0] for name, value in starts.items()}
+    if known is None:
+        proof.compare("start", jitter(first, structure, torch.Generator().manual_seed(0)))
     # sites scored by running the model work on all rows at once: large operations, which threads serve well
     with one_thread(when=not (program.scored and program.size > LARGE)) as workers:
         steps = EMSteps(program, plan, share, options.m_steps, workers)
@@ -92,6 +97,7 @@ def fit_em(
         outcomes, failed = runner.all(starts, options.progress)
     outcomes = [replace(one, params=turned(program, plan.factored, one.params)) for one in outcomes]
     best, modes = rank(outcomes)[0], map_modes(outcomes, cells, failed)
+    unchecked = proof.compare("end", best.params) if known is None else ""
     note, history = "", best.history
     if options.tol > 0 and not best.converged:
         gain = history[-1] - history[-2] if len(history) > 1 else float("nan")
@@ -101,7 +107,7 @@ def fit_em(
         )
     constraints = {name: param.constraint for name, param in program.structure.params.items()}
     total = float(program.num_rows if share is None else share.sum())
-    return Reached(best, modes, constraints, total, program, share, note=note)
+    return Reached(best, modes, constraints, total, program, share, note=note, unchecked=unchecked)
 
 
 def _collapsed(

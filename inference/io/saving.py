@@ -65,6 +65,8 @@ def save(fit: Fitted, folder: str | Path) -> Path:
         "inference": fit.inference,
         "guide": fit.guide,
         "reason": fit.reason,
+        "at_mode": list(fit.at_mode),
+        "unchecked": fit.unchecked,
         "converged": fit.converged,
         "log_likelihood": fit.log_likelihood,
         "num_parameters": fit.num_parameters,
@@ -144,6 +146,8 @@ class FitRecord:
     failed: Count
     versions: dict[str, str]
     origin: OriginRecord | None
+    at_mode: tuple[str, ...] = ()
+    unchecked: str = ""
 
 
 def told(folder: Path, arrays: Parts, record: dict[str, Any]) -> FitRecord:
@@ -184,7 +188,8 @@ def told(folder: Path, arrays: Parts, record: dict[str, Any]) -> FitRecord:
 
 def restored(arrays: Parts, record: FitRecord) -> dict[str, Any]:
     """The fields of a `Fit`, all but its pair."""
-    plain = "inference guide reason converged log_likelihood num_parameters num_rows entropy seed versions".split()
+    facts = "converged log_likelihood num_parameters num_rows entropy"
+    plain = f"inference guide reason at_mode unchecked {facts} seed versions".split()
     modes = tuple(Mode(**vars(one), params=under(arrays, f"modes/{k}/")) for k, one in enumerate(record.modes))
     return {
         **{name: getattr(record, name) for name in plain},

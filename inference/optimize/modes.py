@@ -128,6 +128,8 @@ class Reached:
         The family of the latents' distributions, and its numbers.
     failure, note : str
         Why it could go no further, and what is to be told of how it ended.
+    unchecked : str
+        Why the fit could not be held against Pyro's own account of the model, where it could not.
     """
 
     best: Outcome
@@ -140,3 +142,4 @@ class Reached:
     guide_parts: dict[str, Tensor] = field(default_factory=dict)
     failure: str = ""
     note: str = ""
+    unchecked: str = ""

@@ -32,6 +32,8 @@ def summary(fit: Fitted) -> str:
         if fit.converged
         else f"did NOT meet its tolerance in {iterations} iterations"
     )
+    if fit.unchecked:
+        state = f"NOT checked against Pyro: {fit.unchecked}; {'met' if fit.converged else 'did NOT meet'} its tolerance"
     notes = fit.kind.notes()
     rows = f"{fit.num_rows:g} {fit.kind.noun}"
     lines = [
@@ -39,8 +41,9 @@ def summary(fit: Fitted) -> str:
         f"  {state}; {len(fit.mode_map.bounds)} start(s), {len(fit.mode_map)} distinct optimum/optima",
         f"  evidence lower bound {fit.history[-1]:.4f}{'' if notes else _beside_the_bound(fit)}"
         if fit.kind.guided
-        else f"  log-likelihood {fit.log_likelihood:.4f}   parameters {fit.num_parameters}   "
-        f"AIC {fit.aic:.2f}   BIC {fit.bic:.2f}   ICL {fit.icl:.2f}",
+        else f"  log-likelihood {'at the joint mode (MAP) ' if fit.at_mode else ''}{fit.log_likelihood:.4f}   "
+        f"parameters {fit.num_parameters}   AIC {fit.aic:.2f}   BIC {fit.bic:.2f}   ICL {fit.icl:.2f}",
+        *_at_mode(fit),
         *notes,
         "",
     ]
@@ -56,6 +59,13 @@ def summary(fit: Fitted) -> str:
     if len(fit.mode_map.bounds) > 1:
         lines += ["", "  where the starts ended:", *("    " + line for line in str(fit.mode_map).splitlines())]
     return "\n".join(lines)
+
+
+def _at_mode(fit: Fitted) -> list[str]:
+    if not fit.at_mode:
+        return []
+    names = ", ".join(map(repr, fit.at_mode))
+    return [f'  MAP: {names} at the joint mode, which is no posterior: for that, inference="cavi" or "svi"']
 
 
 def _table(value: Tensor, columns: tuple[str, ...] | None) -> list[str]:

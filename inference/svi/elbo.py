@@ -10,7 +10,7 @@ rows.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -88,6 +88,22 @@ class Objective:
             return ((power * total).logsumexp(0) - count) / power
         each = ((power * rows).logsumexp(0) - count) / power
         return (each if share is None else each * share).sum() * scale + shared.mean()
+
+    def log_joint(self, rows: Tensor | None, values: Params) -> float:
+        """log p of some rows (of all, where `rows` is None) and of the latents, at one value of each."""
+        program = self.program if rows is None else self.program.on_rows(rows)
+        latents = {name: value for name, value in values.items() if name not in self.params}
+        exact = {name: (latents[name], torch.zeros_like(latents[name])) for name in self._exact(program)}
+        nothing = torch.zeros(1, dtype=torch.float64)
+        lead = {name: value.unsqueeze(0) for name, value in latents.items()}
+        drawn = Sampled(lead, nothing, nothing, nothing, nothing, exact)
+        one = replace(self, particles=1, alpha=1.0)
+        log_rows, prior = one._log_joint(program, {n: values[n] for n in self.params}, drawn)
+        return float(log_rows.sum() + prior.sum())
+
+    def _exact(self, program: Program) -> list[str]:
+        """Latents of the rows whose log priors are no scored sites, since they are known in expectation."""
+        return [name for name in program.structure.continuous if name not in program.scored]
 
     def _log_joint(self, program: Program, params: Params, drawn: Sampled) -> tuple[Tensor, Tensor]:
         """log p(x_n, u_n | theta) of each row, (m, B), and log p(theta), (m,)."""

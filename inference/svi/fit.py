@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pyro
@@ -23,9 +24,11 @@ from ..optimize.label_switching import label_cells
 from ..optimize.modes import Outcome, Reached, map_modes
 from ..optimize.starts import first_starts
 from ..pair import Pair
+from ..program.against_pyro import Witness, quietly
 from ..program.checks import check_rows, check_spread, check_values
 from ..program.compiler import compile_program
 from ..program.estep import one_thread
+from ..program.objective import sums_by_site
 from ..program.program import Program
 from ..trace.handlers import Bind, engine_state, run
 from ..trace.structure import read
@@ -55,6 +58,8 @@ def plain_svi(pair: Pair, dataset: Dataset, asked: SVIOptions) -> Reached:
         runs, options = _runs(pair, dataset, share, shape, asked)
         best, ends, stopped = _climb(runs, dataset, options, asked)
         reached = _reached(dataset, best, ends, options, share)
+        if not isinstance(stopped, NotFinite):
+            reached = replace(reached, unchecked=hold("end", pair, best))
         if isinstance(stopped, NotFinite):
             where = blame(best.objective, best.parts(stopped.at), None)
             failure = (
@@ -92,6 +97,7 @@ def _runs(
     lead = max((len(value) for value in starts.values()), default=1)
     runs = [begin(pair, program, {n: v[r] for n, v in starts.items()}, options, share) for r in range(lead)]
     sampler = runs[0].objective.sampler
+    hold("start", pair, runs[0])
     if batch and isinstance(sampler, OwnGuide):
         check_batches(sampler, runs[0].parts(), dataset.values, batch)
     return runs, options
@@ -150,6 +156,31 @@ def _reached(dataset: Dataset, run: Run, ends: list[float], options: Options, sh
     total = float(run.program.num_rows if share is None else share.sum())
     parts = guided if name else {}
     return Reached(outcome, modes, constraints, total, run.program, share, guide=name, guide_parts=parts)
+
+
+def hold(when: str, pair: Pair, run: Run) -> str:
+    """The log joint density at a draw of the guide, and of a guide of the user's the log density of the draw, against
+    what Pyro gives for them; why that could not be, or nothing.
+    """
+    objective, program, free = run.objective, run.program, run.parts()
+    structure = program.structure
+    with quietly():
+        drawn = objective.sampler.draw(free, program, None, 1)
+    latents = {name: value[0] for name, value in drawn.values.items()}
+    nodes = structure.trace.nodes
+    along = {n: structure.data_dim - nodes[n]["fn"].event_dim for n in structure.continuous}
+    sites = partial(sums_by_site, program)
+    model = Witness("svi", pair.model, program.data, objective.log_joint, program.num_rows, sites, along=along)
+    why = model.compare(when, {**objective.values(free), **latents})
+    if isinstance(objective.sampler, OwnGuide) and not why:
+
+        def log_q(rows: Tensor | None, values: Any) -> float:
+            of_rows = drawn.log_q_rows[0]
+            return float(drawn.log_q[0] + (of_rows if rows is None or len(of_rows) == 1 else of_rows[rows]).sum())
+
+        guide = Witness("svi", pair.guide, program.data, log_q, program.num_rows, along=along)
+        guide.compare(when, {**objective.sampler.values(free), **latents})
+    return why
 
 
 def _level(run: Run) -> float:

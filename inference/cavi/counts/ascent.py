@@ -11,16 +11,18 @@ import torch
 from torch import Tensor
 
 from ...data.schema import Dataset
-from ...data.sparse import Bags
+from ...data.sparse import Bags, densified
+from ...data.structures import slice_rows
 from ...families.factors import DirichletFactor, GammaFactor, Point
 from ...optimize.modes import Outcome, Reached
 from ...optimize.starts import jitter, starting_values
 from ...pair import Pair
+from ...program.against_pyro import COMPARED, Witness, spread
 from ...program.estep import one_thread, pool
 from ...program.sites import Params
 from ...trace.structure import Structure, read
 from ..climb import CAVIOptions, climb
-from .model import COUNTS, Allocation, Side, check_margins, read_allocation, sample_of
+from .model import COUNTS, Allocation, Side, check_margins, log_joint, read_allocation, sample_of
 from .passes import Block, Pass, Rows, Shared, cost, expect_shared, make_block, make_blocks, mean_of, sum_of, update
 
 FIRST = 20  # updates of the rows' factors in the first pass; later ones begin where the last ended
@@ -184,7 +186,10 @@ def fit_allocation(
     """Raise the bound from each start in turn. Call inside `engine_state`."""
     check_margins(allocation, dataset.schema.columns)
     name = allocation.shared.name
+    proof = _witness(pair.model, dataset, allocation)
     starts = _starts(pair, dataset.values, allocation, structure, options)
+
+    proof.compare("start", _at(allocation, proof.rows, starts[0]))
 
     def centred(found: list[Outcome]) -> list[Outcome]:
         own = allocation.own_shape
@@ -204,12 +209,38 @@ def fit_allocation(
             options,
             centred,
             len(allocation.counts),
+            lambda _, state: proof.compare("end", _at(allocation, proof.rows, mean_of(allocation.shared, state[name]))),
             structure.params,
             COUNTS,
             lambda state: {} if isinstance(allocation.shared.family, Point) else {name: state[name]},
             share=share,
             settle=0,
         )
+
+
+def _witness(model: Any, dataset: Dataset, allocation: Allocation) -> Witness:
+    """A few rows of counts, as the allocation has them, beside the model."""
+    rows = spread(torch.arange(len(allocation.counts)), COMPARED)
+
+    def total(_: Tensor | None, values: Params) -> float:
+        beta = values[allocation.shared.name]
+        beta = beta.reshape(-1, allocation.size).mT if allocation.transposed else beta.reshape(allocation.size, -1)
+        theta = values[allocation.rows.name].reshape(len(rows), allocation.size)
+        return log_joint(allocation, rows, theta, beta)
+
+    return Witness("cavi", model, densified(slice_rows(dataset.values, rows)), total, len(rows), whole=True)
+
+
+def _at(allocation: Allocation, rows: int, shared: Tensor) -> Params:
+    """What rows share at a value (K, V), and latents of some rows at random ones."""
+    theta = torch.rand(rows, allocation.size, generator=torch.Generator().manual_seed(0), dtype=torch.float64) + 0.1
+    if isinstance(allocation.rows.family, DirichletFactor):
+        theta = theta / theta.sum(1, keepdim=True)
+    own = allocation.shapes[allocation.rows.name]
+    return {
+        allocation.shared.name: allocation.own_shape(shared),
+        allocation.rows.name: theta.reshape(rows, *own),
+    }
 
 
 def _starts(

@@ -18,7 +18,7 @@ from torch import Tensor
 from ...base.errors import DataError, ModelError
 from ...data.schema import Schema
 from ...data.sparse import Bags, bags_of, check_counts, check_rows_count
-from ...data.structures import map_tensors
+from ...data.structures import map_tensors, slice_rows
 from ...families.expected import expected_family
 from ...families.factors import DirichletFactor, FactorFamily, GammaFactor, Point, factor_family
 from ...trace.handlers import Bind, base_of, run
@@ -74,6 +74,25 @@ class Allocation:
         """beta (*, K, V) as the model has it."""
         value = value.mT if self.transposed else value
         return value.reshape(*value.shape[:-2], *self.shapes[self.shared.name])
+
+
+def log_joint(allocation: Allocation, rows: Tensor, theta: Tensor, beta: Tensor) -> float:
+    """log p of the counts of some rows, of their latents theta (n, K), and of beta (K, V)."""
+    counts = slice_rows(allocation.counts, rows).dense()
+    seen = ~counts.isnan()
+    counts = counts.nan_to_num()
+    factor = allocation.row_factor if len(allocation.row_factor) == 1 else allocation.row_factor[rows]
+    rate = factor.unsqueeze(1) * allocation.column_factor * (theta @ beta)
+    each = torch.xlogy(counts, rate) - torch.lgamma(counts + 1)
+    total = (torch.where(seen, each - rate if allocation.poisson else each, 0.0)).sum()
+    if not allocation.poisson:
+        whole = counts.sum(1)
+        total = total + (torch.lgamma(whole + 1) - whole * rate.sum(1).log()).sum()
+    for side, value in ((allocation.rows, theta), (allocation.shared, beta)):
+        if side.prior is not None:
+            log_prob = side.family.distribution(side.prior).log_prob(value)
+            total = total + log_prob.expand(value.shape[: log_prob.dim()]).sum()
+    return float(total)
 
 
 def check_margins(allocation: Allocation, columns: tuple[str, ...] | None) -> None:

@@ -15,10 +15,12 @@ from torch import Tensor
 from ...base.errors import DataError, ModelError, OptionError
 from ...data.devices import device_of
 from ...data.schema import Dataset
+from ...data.sparse import densified
 from ...families.factors import Point
 from ...optimize.modes import Outcome, Reached
 from ...optimize.starts import each_start
 from ...pair import Pair
+from ...program.against_pyro import Witness
 from ...program.estep import Expectations, one_thread
 from ...program.sites import Params
 from ..climb import CAVIOptions, climb
@@ -81,6 +83,16 @@ class Relating:
     def of_shared(self, state: Params) -> Params:
         """The factors of what nodes share."""
         return {name: value for name, value in state.items() if name != self.relation.latent}
+
+    def at_points(self, values: Params) -> float:
+        """log p(x) and the log density of all latents at one value of each."""
+        relation, field = self.relation, self.relation.field
+        q = torch.nn.functional.one_hot(values[relation.latent].long(), relation.size).double().numpy()
+        means = field.starts({name: v.unsqueeze(0) for name, v in values.items() if name != relation.latent})
+        pairs = field.log_prob(means, self.expect(q), (relation.latent, relation.site)).sum()
+        moments = field.moments(means)
+        priors = [field.log_prior(name, prior, moments, means).sum() for name, prior in field.priors.items()]
+        return float(pairs + sum(priors)) + relation.ties.total
 
     def rows(self, shared: Params, q: Tensor) -> Tensor:
         """Every node's factor, once, (1, N, K)."""
@@ -233,12 +245,17 @@ def fit_relation(
     steps = Relating(relation, options.m_steps)
     with one_thread():
         begun = _starts(pair, dataset, steps, options)
+        declared = {name: param.value for name, param in relation.field.params.items()}
+        nodes, table = relation.probe.num_nodes, densified(dataset.values)
+        proof = Witness("cavi", pair.model, table, lambda _, values: steps.at_points(values), nodes, whole=True)
+        proof.compare("start", {**declared, relation.latent: begun[0][relation.latent][0].argmax(-1)})
         return climb(
             steps,
             {name: torch.cat([one[name] for one in begun]) for name in begun[0]},
             options,
             lambda found: [_aligned(relation, one, max(found, key=lambda each: each.bound)) for one in found],
-            relation.probe.num_nodes,
+            nodes,
+            lambda best, q: proof.compare("end", {**best.params, relation.latent: q[relation.latent].argmax(-1)}),
             relation.field.params,
             GRAPH,
             lambda state: {
