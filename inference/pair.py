@@ -161,6 +161,7 @@ def _as_called(pair: Pair, schema: Schema) -> Pair:
                 return given(fn, data, *rest)
 
         as_called.__name__ = getattr(fn, "__name__", type(fn).__name__)
+        as_called.__wrapped__ = fn  # type: ignore[attr-defined]
         return as_called
 
     changed = replace(pair, model=of(pair.model), guide=of(pair.guide), initialize=of(pair.initialize, False))

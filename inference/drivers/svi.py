@@ -17,10 +17,11 @@ from ..base.errors import OptionError
 from ..base.options import check_device
 from ..data.devices import device_of
 from ..fit import Fit
-from ..pair import Pair
+from ..pair import Pair, as_pair
 from ..svi.annealing import FreeBits, Warmup
 from ..svi.fit import plain_svi
 from ..svi.options import SVIOptions, check_no_networks
+from ..svi.user_guide import family_of
 from ..trace.handlers import engine_state
 from .finish import finish
 from .inputs import in_memory, take_in
@@ -171,8 +172,12 @@ def svi(
         compile=compile,
         progress=progress,
     )
+    pair = replace(as_pair(pair), guide=guide) if callable(guide) else as_pair(pair)
+    written = pair.guide if guide is None or callable(guide) else None
     pair, dataset, home = take_in(pair, data, None, rows=True)
-    pair = replace(pair, guide=guide) if callable(guide) else pair
+    if family := family_of(written, pair, in_memory(dataset, device).values) if written is not None else None:
+        pair, guide = replace(pair, guide=None), family
+        options = replace(options, guide=family)
     if asked_for(guide) or has_networks(pair, dataset.values, options.seed):
         if alpha != 1.0:
             raise OptionError(f"alpha: met {alpha:g}; a pair with networks has objective='iwae' in its place")

@@ -8,17 +8,29 @@ from typing import Any, NamedTuple
 
 import pyro.distributions as dist
 import torch
+from pyro import poutine
+from pyro.infer.autoguide import (
+    AutoDelta,
+    AutoDiagonalNormal,
+    AutoGuide,
+    AutoGuideList,
+    AutoLowRankMultivariateNormal,
+    AutoMultivariateNormal,
+    AutoNormal,
+)
 from torch import Tensor
 
 from ..base.errors import ModelError
 from ..base.unconstrained import Free, Parts, free_param, total, values_of
+from ..data.devices import device_of
 from ..data.structures import slice_rows
 from ..families.base import LOG_2PI
+from ..pair import Pair
 from ..program.program import Program
-from ..trace.handlers import DATA_PLATE, Bind, base_of, double, in_data_plate, run, sample_sites
+from ..trace.handlers import DATA_PLATE, Bind, base_of, double, engine_state, in_data_plate, run, sample_sites
 from ..trace.polynomials import unbroadcast
 from ..trace.provenance import Provenance, provenance, symbols_of
-from ..trace.structure import Structure, read_guide
+from ..trace.structure import Structure, read, read_guide
 from .guide import Sampled, has_normal_prior
 from .normal_guides import antithetic
 
@@ -72,6 +84,8 @@ class OwnGuide:
         Latents whose expected log prior and entropy are exact.
     normals : dict
         Name -> its place in the params, where that is true of every site; otherwise empty.
+    of_rows : frozenset of str
+        Sites in the data plate.
     """
 
     guide: Callable[[Any], Any]
@@ -80,6 +94,7 @@ class OwnGuide:
     of_model: Callable[[Parts], Parts]
     exact: tuple[str, ...]
     normals: dict[str, NormalSite]
+    of_rows: frozenset[str] = frozenset()
     noisy: bool = field(default=True, init=False)
 
     @property
@@ -100,7 +115,7 @@ class OwnGuide:
         if self.normals:
             return self._draw_normals(free, rows, num, density)
         each = [self.sites(free, program.data) for _ in range(num)]
-        values = {name: torch.stack([sites[name]["value"] for sites in each]) for name in each[0]}
+        values = {n: torch.stack([s[n]["value"] for s in each]) for n, s in each[0].items() if not is_auxiliary(s)}
         log_qs = {name: torch.stack([s[name]["fn"].log_prob(s[name]["value"]) for s in each]) for name in each[0]}
         log_q, log_q_rows = self._summed(log_qs)
         entropy, entropy_rows = -log_q, -log_q_rows
@@ -139,14 +154,21 @@ class OwnGuide:
 
     def centers(self, free: Parts, program: Program) -> Parts:
         """Means of the factors where the distribution has one, otherwise of draws."""
-        shared = {n: site for n, site in self.sites(free, program.data).items() if n not in self.structure.continuous}
-        return {name: _center(site["fn"]) for name, site in shared.items()}
+        own = {name for name, param in self.structure.params.items() if param.prior is not None}
+        sites = self.sites(free, program.data)
+        if not any(isinstance(base_of(sites[name]["fn"]), dist.Delta) for name in own):
+            return {name: _center(sites[name]["fn"]) for name in sites if name in own}
+        each = [
+            sites,
+            *(self.sites(free, program.data) for _ in range(DRAWS_OF_CENTER - 1)),
+        ]  # a value is what was drawn
+        return {name: torch.stack([one[name]["value"] for one in each]).mean(0) for name in sites if name in own}
 
     def _summed(self, terms: Parts) -> tuple[Tensor, Tensor]:
         """Terms (m, *batch) of sites: those of shared latents added up, (m,), and those of each row, (m, B)."""
         shared, rows = [], []
         for name, term in terms.items():
-            if name in self.structure.continuous:
+            if name in self.of_rows:
                 term = term.movedim(self.structure.data_dim, 1) if term.dim() > 2 else term
                 rows.append(term.flatten(2).sum(2) if term.dim() > 2 else term)
             else:
@@ -175,11 +197,62 @@ def own_guide(
     }
     parts = {f"guide/{name}": torch.zeros(one.shape, dtype=torch.float64) for name, one in free.items()}
     normals = _normals(sites, structure, {name: param.value.numel() for name, param in own.params.items()})
-    return OwnGuide(guide, structure, free, of_model, _exact(sites, structure), normals), parts
+    rows = frozenset(name for name, site in sites.items() if in_data_plate(site))
+    return OwnGuide(guide, structure, free, of_model, _exact(sites, structure), normals, rows), parts
+
+
+FAMILIES = {
+    AutoDiagonalNormal: "mean_field",
+    AutoMultivariateNormal: "full_rank",
+    AutoLowRankMultivariateNormal: "low_rank",
+}
+RUN = (AutoNormal, AutoDelta)  # of Pyro's autoguides those that are run as they are
+
+
+def family_of(guide: Any, pair: Pair, data: Any) -> str | None:
+    """The derived family that an autoguide of Pyro's, the guide of `pair` in the form of its own, stands for; None of a
+    guide that is run as it is.
+
+    Those with one vector of numbers keep them as bare parameters of a module, which no handler reaches: the engine's
+    own normal guides are the same families.
+
+    Raises
+    ------
+    ModelError
+        An autoguide of another family, or of some latents alone.
+    """
+    if not isinstance(guide, AutoGuide) or type(guide) in RUN:
+        return None
+    name = type(guide).__name__
+    if isinstance(guide, AutoGuideList):
+        other = [type(part).__name__ for part in guide if isinstance(part, AutoGuide) and type(part) not in RUN]
+        if not other:
+            return None
+        name = f"{name} with {other[0]}"
+    if type(guide) not in FAMILIES:
+        known = ", ".join(sorted(one.__name__ for one in (*FAMILIES, *RUN)))
+        raise ModelError(
+            f'guide: {name} is not fitted here: use one of {known}, guide="full_rank", or a guide function of your own'
+        )
+    with engine_state(0, device_of(data)), poutine.block():
+        structure = read(pair.model, data)
+        assert pair.guide is not None
+        check_sites(sample_sites(poutine.trace(pair.guide).get_trace(data)), structure)
+    return FAMILIES[type(guide)]
+
+
+def is_auxiliary(site: Any) -> bool:
+    """Whether a site of a guide is no latent of the model, but what such latents are computed from (Pyro's autoguides
+    draw unconstrained numbers, and put each latent where they fall).
+    """
+    return bool(site["infer"].get("is_auxiliary"))
 
 
 def check_sites(sites: dict[str, Any], structure: Structure) -> None:
-    """A guide samples the model's continuous latents, all of them and nothing else, in the model's plates."""
+    """A guide samples the model's continuous latents, all of them and nothing else but what it marks as auxiliary, in
+    the model's plates.
+    """
+    sites = {name: site for name, site in sites.items() if not is_auxiliary(site)}
     wanted = {name for name, param in structure.params.items() if param.prior is not None} | set(structure.continuous)
     for name in sorted(wanted - set(sites)):
         raise ModelError(f"guide: it does not sample '{name}', a latent of the model: add the site, or use guide=None")

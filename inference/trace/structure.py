@@ -6,10 +6,13 @@ rows.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from pyro import poutine
+from pyro.infer.autoguide import AutoGuide
 from torch import Tensor, nn
 
 from ..base.errors import ModelError
@@ -97,6 +100,11 @@ def read_again(model: Any, data: Any, structure: Structure, values: Mapping[str,
 
 def read_guide(guide: Any, data: Any, values: Mapping[str, Tensor]) -> Structure:
     """Read the structure of a guide: its params and draws are marked, so that each site tells where it comes from."""
+    if isinstance(
+        inspect.unwrap(guide), AutoGuide
+    ):  # it declares its params in its first run, which must be a plain one
+        with poutine.block():
+            guide(data)
     bind = Bind(values, symbols=True, centred=False)
     return structure_of(run(guide, data, bind, 0, enumerated=False), bind, of_guide=True)
 
