@@ -67,7 +67,6 @@ def climb(
     cells: Cells | None = None,
     program: Program | None = None,
     share: Tensor | None = None,
-    settle: int = Runner.settle,
 ) -> Reached:
     """Every start to its end, by sweeps over all rows or by minibatches.
 
@@ -82,7 +81,7 @@ def climb(
     guide, parts :
         The name of such a mean field in a fit, and what of the best state tells its factors.
     """
-    runner = Runner(steps, Stop(options.tol), options.max_iters, "cavi", settle)
+    runner = Runner(steps, Stop(options.tol), options.max_iters, "cavi")
     if options.batch_size is not None:
         assert isinstance(steps, BatchSteps)
         passes = stepwise(steps, options.batch_size, num_rows, options.schedule, options.seed, "cavi")

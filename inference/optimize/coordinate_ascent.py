@@ -16,9 +16,11 @@ from .modes import Outcome
 from .stopping import Stop
 
 # Near a maximum the bound is flat: where it has converged to a tolerance, params are only near by its square root.
-# A few more iterations, until they stand still, cost little and bring a fast run to all its digits.
+# A few more iterations, until they stand still, cost little and bring a fast run to all its digits. They also tell a
+# maximum from a plateau, where gains are small for a while: there gains or moves do not shrink, and the run goes on.
 SETTLE = 20
 STILL = 1e-12
+FAINT = 1e-6  # moves that need not shrink: as near as M-steps of their own iterations come
 
 
 class Steps(Protocol):
@@ -47,9 +49,8 @@ class Runner:
     label : str
         The driver, for messages.
     settle : int
-        Iterations at most, after the tolerance is met, until params stand still.
-    settle : int
-        Iterations at most, once the tolerance is met, until nothing moves.
+        Iterations at most, once the tolerance is met, until nothing moves; convergence is claimed where by then the
+        tolerance is met over all of them, and moves do not grow.
     """
 
     steps: Steps
@@ -97,7 +98,7 @@ class Runner:
         histories: list[list[float]] = [[] for _ in range(lead)]
         active = list(range(lead))
         done: dict[int, tuple[Outcome, bool]] = {}
-        settling: dict[int, int] = {}
+        settling: dict[int, tuple[int, float]] = {}  # since which iteration, and how far params moved in it
         good = params
         for iteration in range(self.max_iters + 1):
             bounds, expected = self.steps.bounds(params)
@@ -107,11 +108,19 @@ class Runner:
                 sound = bound == bound and abs(bound) != float("inf")
                 if sound:
                     histories[number].append(bound)
-                met = number in settling or (sound and self.stop.met(histories[number]))
+                history = histories[number]
+                if number not in settling and sound and self.stop.met(history):
+                    settling[number] = len(history), _moved(good, params, place)
+                met = sound and number in settling
+                over = not sound or iteration == self.max_iters
                 if met:
-                    settling[number] = settling.get(number, 0) + 1
-                settled = met and (settling[number] > self.settle or _moved(good, params, place) <= STILL)
-                if settled or not sound or iteration == self.max_iters:
+                    since, first = settling[number]
+                    move = _moved(good, params, place)
+                    over = over or len(history) - since >= self.settle or move <= STILL
+                    if over and not (self.stop.held(history[since - 1 :]) and move <= max(first, FAINT)):
+                        del settling[number]
+                        met, over = False, iteration == self.max_iters
+                if over:
                     reached = {n: v[place] for n, v in (params if sound else good).items()}
                     begun = {n: v[number] for n, v in starts.items()}
                     degenerate = sound and self.steps.degenerate(reached)

@@ -10,8 +10,9 @@ class Stop:
     """Stop when the bound has almost no way left to go.
 
     The increments of EM shrink geometrically, so the way left is the last increment times a / (1 - a), with a the
-    ratio of the last two (Aitken; Boehning et al. 1994). A run has converged when both the last increment and the way
-    left are at most ``tol * (1 + |bound|)``. ``tol=0`` never stops early.
+    ratio of the last two (Aitken; Boehning et al. 1994). The rule is met when both the last increment and the way left
+    are at most ``tol * (1 + |bound|)``; a run has converged when further iterations bear it out (`held`). ``tol=0``
+    never stops early.
     """
 
     tol: float
@@ -28,8 +29,25 @@ class Stop:
         if len(history) < 3:
             return False
         before = history[-2] - history[-3]
-        ratio = step / before if before > 0 else 1.0
-        return ratio < 1 and step * ratio / (1 - ratio) <= room
+        return _way_left(step, before) <= room
+
+    def held(self, window: list[float]) -> bool:
+        """Whether the bounds since the rule was met bear it out: gains of its second half against those of the first,
+        and of its last quarter against those of the third. On a plateau the gains of what converges fast die away,
+        those of what is slow remain, and those of what leaves it rise.
+        """
+        room, rounding = (scale * (1 + abs(window[-1])) for scale in (self.tol, 1e-13))
+        for span in {(len(window) - 1) // 2, (len(window) - 1) // 4} - {0}:
+            last, before = window[-1] - window[-1 - span], window[-1 - span] - window[-1 - 2 * span]
+            if last > rounding and _way_left(last, before) > room:
+                return False
+        return True
+
+
+def _way_left(step: float, before: float) -> float:
+    """All further gains, if each is to the one before as these two are."""
+    ratio = step / before if before > 0 else 1.0
+    return step * ratio / (1 - ratio) if ratio < 1 else float("inf")
 
 
 STILL = 3  # passes without a gain
@@ -44,3 +62,6 @@ class Settled(Stop):
         if self.tol <= 0 or len(history) <= STILL:
             return False
         return max(history[-STILL:]) - max(history[:-STILL]) <= max(self.tol, NOISE) * (1 + abs(history[-1]))
+
+    def held(self, window: list[float]) -> bool:
+        return True

@@ -366,3 +366,32 @@ def test_components_that_iris_does_not_need_empty(weights):
     assert rows.sum().item() == pytest.approx(150)
     assert (rows > 1).sum() < 5
     assert ((rows < 0.01) | (rows > 1)).all()
+
+
+# --- claims of convergence --------------------------------------------------------------------------------------------
+
+
+def test_a_plateau_is_no_convergence():
+    """Where a fast part of the fit has just settled gains are small, and rise again: five nats are still to come."""
+    fit = zoo.fit("gamma_poisson_mixture", "hasselblad_deaths", inference="cavi", seed=3)
+    assert fit.converged
+    assert fit.history[-1] == pytest.approx(-2005.361, abs=1e-3)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_topics_end_where_a_sharper_tolerance_does(seed):
+    """Both seeds stood on a plateau, 0.9 and 3.8 nats below."""
+    options = {"num_topics": 4, "inference": "cavi", "seed": seed}
+    fit = zoo.fit("lda", "docstrings", **options)
+    sharper = zoo.fit("lda", "docstrings", tol=1e-10, **options)
+    assert sharper.history[-1] - fit.history[-1] < 1e-7 * abs(sharper.history[-1])
+
+
+def test_small_gains_are_convergence_where_they_shrink_alone():
+    stop = Stop(1e-6)
+    slow = [-100 - 1e-4 * 0.5**i for i in range(21)]
+    assert stop.held(slow)
+    assert not stop.held([bound + 2e-6 * i for i, bound in enumerate(slow)])  # a fast part has settled, a slow one not
+    assert not stop.held([bound + 1e-7 * 1.5**i for i, bound in enumerate(slow)])  # gains rise again
+    assert stop.held([-100.0] * 21)
+    assert stop.held([-100.0, -100.0])

@@ -214,7 +214,6 @@ def fit_allocation(
             COUNTS,
             lambda state: {} if isinstance(allocation.shared.family, Point) else {name: state[name]},
             share=share,
-            settle=0,
         )
 
 
