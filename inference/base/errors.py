@@ -47,7 +47,7 @@ class FitError(RuntimeError):
     params : dict
         The last good values of the params.
     fit : Fit, optional
-        The last good state as a fit, which can be looked at and saved.
+        The last good state as a fit, which can be looked at and saved; its class stands floors above this file.
     """
 
     def __init__(self, message: str, params: dict[str, Any], fit: Any = None) -> None:

@@ -1,5 +1,7 @@
-"""What a fit says of data: scores, latents, draws, new rows, reconstructions, imputations, anomalies, and a page of
-words (`summary`).
+"""What a fit says of data: one `Posterior` for each kind of fit (`exact`, `guided`, `conjugate`, `amortized`, `counts`,
+`graphs`), which the verbs are written over: new rows (`generate`), expected cells (`expected`), anomalies, draws of
+params around a point (`draws`), and a page of words (`summary`). `kinds` says which fit has which; `compiled` keeps its
+program.
 """
 
 from ..base.lazy import lazily
@@ -8,6 +10,8 @@ __getattr__, __dir__, __all__ = lazily(
     __name__,
     {
         "anomaly": "anomalies roc",
+        "base": "Fitted Posterior",
+        "kinds": "posterior_of",
         "psis": "k_hat",
     },
 )
