@@ -37,13 +37,16 @@ def finish(pair: Pair, dataset: Dataset, reached: Reached, *, inference: str, se
     log_likelihood, uncertainty, redundant = best.bound, math.nan, 0
     if program is not None:
         redundant = rotations(program)
-        if not program.structure.continuous:  # else summed out by nobody: what is known of log p(x) is its bound
+        if reached.log_prob is not None:
+            log_likelihood, uncertainty = reached.log_prob, 0.0
+        elif not program.structure.continuous:  # else summed out by nobody: what is known of log p(x) is its bound
             batch = {name: value.unsqueeze(0) for name, value in best.params.items()}
             with torch.no_grad():
                 log_likelihood = expectations(program, batch, reached.share).log_prob[0].item()
             uncertainty = entropy(program, batch, reached.share)
     params = {name: value.detach().cpu() for name, value in best.params.items()}
-    free = sum(free_dims(reached.constraints[name], value) for name, value in params.items())
+    learned = {name: value for name, value in params.items() if name not in reached.summed_out}
+    free = sum(free_dims(reached.constraints[name], value) for name, value in learned.items())
     point = not reached.guide and program is not None
     fit = Fit(
         pair,

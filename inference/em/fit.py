@@ -8,17 +8,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..base.errors import FitError
+from ..base.errors import FitError, OptionError
 from ..base.options import check_counts, check_options, check_seed
 from ..data.schema import Dataset
 from ..data.structures import slice_rows
+from ..linear_gaussian.groups import Mixed, find_mixed
 from ..linear_gaussian.loadings_em import turned
 from ..linear_gaussian.loadings_plan import spread_by_column
 from ..linear_gaussian.marginalize import read_exact
 from ..optimize.coordinate_ascent import Runner
 from ..optimize.label_switching import label_cells
 from ..optimize.minibatches import stepwise
-from ..optimize.modes import Reached, map_modes, rank
+from ..optimize.modes import Outcome, Reached, map_modes, rank
 from ..optimize.schedule import Schedule
 from ..optimize.starts import first_starts, jitter
 from ..optimize.stopping import Settled, Stop
@@ -29,6 +30,7 @@ from ..program.estep import one_thread
 from ..program.objective import witness
 from ..program.program import Program
 from ..trace.structure import Structure, read_again
+from .mixed import MixedSteps
 from .mstep import EMSteps
 from .plan import make_plan
 from .separation import check_certain
@@ -73,6 +75,9 @@ def fit_em(
         model, structure = known.model, known.structure_on(dataset.values)
     check_latents(structure)
     check_values(structure, dataset.schema)
+    mixed = find_mixed(model, dataset.values, structure, share)
+    if mixed is not None:
+        return _fit_mixed(pair, dataset, mixed, options, generator)
     rows, batch_size = structure.num_rows, options.batch_size
     collapse = False if options.collapse is None and batch_size is not None else options.collapse
     values, share, structure = _collapsed(model, dataset.values, structure, share, collapse)
@@ -98,16 +103,58 @@ def fit_em(
     outcomes = [replace(one, params=turned(program, plan.factored, one.params)) for one in outcomes]
     best, modes = rank(outcomes)[0], map_modes(outcomes, cells, failed)
     unchecked = proof.compare("end", best.params) if known is None else ""
-    note, history = "", best.history
-    if options.tol > 0 and not best.converged:
-        gain = history[-1] - history[-2] if len(history) > 1 else float("nan")
-        note = (
-            f"stopped after {len(history) - 1} iterations before the tolerance was met (last gain {gain:.2g}): "
-            f"raise max_iters or tol"
-        )
     constraints = {name: param.constraint for name, param in program.structure.params.items()}
     total = float(program.num_rows if share is None else share.sum())
-    return Reached(best, modes, constraints, total, program, share, note=note, unchecked=unchecked)
+    return Reached(best, modes, constraints, total, program, share, note=_note(best, options), unchecked=unchecked)
+
+
+def _note(best: Outcome, options: EMOptions) -> str:
+    """What is to be told of a run that was stopped."""
+    if options.tol <= 0 or best.converged:
+        return ""
+    history = best.history
+    gain = history[-1] - history[-2] if len(history) > 1 else float("nan")
+    return (
+        f"stopped after {len(history) - 1} iterations before the tolerance was met (last gain {gain:.2g}): "
+        f"raise max_iters or tol"
+    )
+
+
+def _fit_mixed(pair: Pair, dataset: Dataset, mixed: Mixed, options: EMOptions, generator: torch.Generator) -> Reached:
+    """The maximum of the likelihood of which shared latents are summed out; these stand at their posterior means."""
+    if options.batch_size is not None:
+        names = ", ".join(map(repr, mixed.shapes))
+        raise OptionError(f"em: {names} are summed out of all rows together, so they cannot be fitted in batches")
+    program = compile_program(mixed.model, dataset.values, mixed.structure, options.natural)
+    check_spread(program, set(mixed.structure.params), dataset.schema)
+    starts = first_starts(pair, dataset.values, program, options.restarts, generator, options.start)
+    proof = witness("em", pair.model, program)
+    first = {name: value[0] for name, value in starts.items()}
+    proof.compare("start", jitter(first, mixed.structure, torch.Generator().manual_seed(0)))
+    free = {name: value for name, value in starts.items() if name not in mixed.shapes}
+    runner = Runner(MixedSteps(mixed, options.m_steps), Stop(options.tol), options.max_iters, "em")
+    outcomes, failed = runner.all(free, options.progress)
+    begun = {name: value[0] for name, value in starts.items() if name in mixed.shapes}
+    outcomes = [
+        replace(one, params={**one.params, **mixed.latents(one.params)}, start={**one.start, **begun})
+        for one in outcomes
+    ]
+    best, modes = rank(outcomes)[0], map_modes(outcomes, {}, failed)
+    constraints = {name: param.constraint for name, param in mixed.structure.params.items()}
+    total = float(program.num_rows if mixed.share is None else mixed.share.sum())
+    log_prob = best.bound - float(mixed.log_prior(best.params))
+    return Reached(
+        best,
+        modes,
+        constraints,
+        total,
+        program,
+        mixed.share,
+        note=_note(best, options),
+        unchecked=proof.compare("end", best.params),
+        summed_out=tuple(mixed.shapes),
+        log_prob=log_prob,
+    )
 
 
 def _collapsed(

@@ -126,6 +126,10 @@ class Reached:
         Weights of the rows.
     guide, guide_parts :
         The family of the latents' distributions, and its numbers.
+    summed_out : names
+        Of params that are shared latents, summed out of all rows together: they stand at their posterior means.
+    log_prob : float, optional
+        Then log p(x).
     failure, note : str
         Why it could go no further, and what is to be told of how it ended.
     unchecked : str
@@ -140,6 +144,8 @@ class Reached:
     share: Tensor | None = None
     guide: str = ""
     guide_parts: dict[str, Tensor] = field(default_factory=dict)
+    summed_out: tuple[str, ...] = ()
+    log_prob: float | None = None
     failure: str = ""
     note: str = ""
     unchecked: str = ""

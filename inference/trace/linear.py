@@ -62,23 +62,24 @@ def linear_in(
     return Linear(base, jacobian, exact)
 
 
-def slopes(out: Tensor, x: Tensor) -> Tensor:
-    """The derivatives (*shape, P) of an outcome by what it was computed from, x (P,) all at 0. Gradients flow through
-    them where they are enabled.
+def slopes(out: Tensor, x: Tensor, directions: Tensor | None = None) -> Tensor:
+    """The derivatives (*shape, R) of an outcome by what it was computed from, x (P,), along each of the `directions`
+    (R, P); by default along each axis. Gradients flow through them where they are enabled.
     """
+    along = torch.eye(len(x), dtype=x.dtype, device=x.device) if directions is None else directions
     create_graph = torch.is_grad_enabled()
-    still = torch.zeros(*out.shape, len(x), dtype=out.dtype, device=out.device)
+    still = torch.zeros(*out.shape, len(along), dtype=out.dtype, device=out.device)
     if not out.requires_grad:
         return still
     with torch.enable_grad():
         weight = torch.zeros_like(out, requires_grad=True)
         (back,) = torch.autograd.grad(out, x, weight, create_graph=True, allow_unused=True)
-    if back is None or not back.requires_grad:
+    if back is None or not back.requires_grad or not len(along):
         return still
     parts = []
-    for directions in torch.eye(len(x), dtype=x.dtype, device=x.device).split(max(1, NUMBERS // max(1, out.numel()))):
+    for some in along.split(max(1, NUMBERS // max(1, out.numel()))):
         (part,) = torch.autograd.grad(
-            back, weight, directions, is_grads_batched=True, create_graph=create_graph, retain_graph=True
+            back, weight, some, is_grads_batched=True, create_graph=create_graph, retain_graph=True
         )
         parts.append(part)
     return (parts[0] if len(parts) == 1 else torch.cat(parts)).movedim(0, -1)

@@ -71,7 +71,9 @@ def local_level(steps):
 
 def level_moments(steps, s, r):
     walk = torch.arange(1, steps + 1).double()
-    return torch.zeros(steps).double(), s**2 * torch.minimum(walk, walk.unsqueeze(1)) + r**2 * torch.eye(steps)
+    return torch.zeros(steps).double(), s**2 * torch.minimum(walk, walk.unsqueeze(1)) + r**2 * torch.eye(
+        steps, dtype=torch.float64
+    )
 
 
 def test_a_local_level_has_the_density_of_a_random_walk():
@@ -83,7 +85,7 @@ def test_a_local_level_has_the_density_of_a_random_walk():
     assert fit.log_likelihood == pytest.approx(best, abs=1e-6)
     assert fit.converged
     covariance = level_moments(5, fit.params["s"], fit.params["r"])[1]
-    signal = covariance - fit.params["r"] ** 2 * torch.eye(5)
+    signal = covariance - fit.params["r"] ** 2 * torch.eye(5, dtype=torch.float64)
     smooth = (signal @ torch.linalg.solve(covariance, x.mT)).mT
     spread = (signal - signal @ torch.linalg.solve(covariance, signal)).diagonal().sqrt()
     found = fit.latents()
@@ -125,7 +127,7 @@ def ar_moments(phi, s, r, b):
     covariance = torch.zeros(size, size, dtype=torch.float64)
     rows = [torch.cat([power[: t + 1].flip(0), torch.zeros(size - t - 1)]) for t in range(size)]
     root = s * torch.stack(rows)
-    return b.expand(size), covariance + root @ root.mT + r**2 * torch.eye(size)
+    return b.expand(size), covariance + root @ root.mT + r**2 * torch.eye(size, dtype=torch.float64)
 
 
 def ar_by_sites(x):
@@ -247,7 +249,7 @@ def test_a_growth_curve(model):
     def moments(a, b, s, r):
         design = torch.stack([torch.ones(4), TIMES], 1).double()
         root = design * s
-        return a + b * TIMES, root @ root.mT + r**2 * torch.eye(4)
+        return a + b * TIMES, root @ root.mT + r**2 * torch.eye(4, dtype=torch.float64)
 
     fit = em(Pair(model), x)
     p = fit.params
@@ -272,7 +274,9 @@ def test_a_growth_curve_at_times_of_its_own():
     p = fit.params
     for n in range(0, N, 7):
         root = torch.stack([torch.ones(4).double(), times[n]], 1) * p["s"]
-        wanted = log_density(x[n : n + 1], torch.zeros(4).double(), root @ root.mT + p["r"] ** 2 * torch.eye(4))
+        wanted = log_density(
+            x[n : n + 1], torch.zeros(4).double(), root @ root.mT + p["r"] ** 2 * torch.eye(4, dtype=torch.float64)
+        )
         torch.testing.assert_close(fit.score()[n], wanted[0])
 
 
@@ -317,7 +321,7 @@ def test_masked_sites_add_nothing():
                     pyro.sample(f"x{t}", dist.Normal(u, 1.0), obs=d.x[:, t])
 
     fit = em(Pair(model), Table(x, mask.double()), max_iters=0, tol=0)
-    covariance = 0.64 * torch.ones(3, 3).double() + torch.eye(3)
+    covariance = 0.64 * torch.ones(3, 3).double() + torch.eye(3, dtype=torch.float64)
     holes = torch.where(mask, x, torch.nan)
     torch.testing.assert_close(fit.score(), log_density(holes, torch.zeros(3).double(), covariance))
 
@@ -335,7 +339,10 @@ def test_nested_deterministic_values_do_not_hinder():
     fit = em(Pair(model), x, max_iters=0, tol=0)
     root = torch.tensor([0.8, 1.6]).double()
     torch.testing.assert_close(
-        fit.score(), log_density(x, torch.zeros(2).double(), torch.outer(root, root) + torch.eye(2)), rtol=1e-7, atol=0
+        fit.score(),
+        log_density(x, torch.zeros(2).double(), torch.outer(root, root) + torch.eye(2, dtype=torch.float64)),
+        rtol=1e-7,
+        atol=0,
     )
 
 
