@@ -16,6 +16,7 @@ from pyro.infer.autoguide import AutoGuide
 from torch import Tensor, nn
 
 from ..base.errors import ModelError
+from ..base.rng import forked
 from .handlers import DATA_PLATE, ROOM_FOR_PLATES, Bind, Param, Run, double, run, sample_sites
 from .shapes import check_shapes, plate_mismatch
 
@@ -100,13 +101,12 @@ def read_again(model: Any, data: Any, structure: Structure, values: Mapping[str,
 
 def read_guide(guide: Any, data: Any, values: Mapping[str, Tensor]) -> Structure:
     """Read the structure of a guide: its params and draws are marked, so that each site tells where it comes from."""
-    if isinstance(
-        inspect.unwrap(guide), AutoGuide
-    ):  # it declares its params in its first run, which must be a plain one
-        with poutine.block():
-            guide(data)
-    bind = Bind(values, symbols=True, centred=False)
-    return structure_of(run(guide, data, bind, 0, enumerated=False), bind, of_guide=True)
+    with forked():  # so that draws are the same whether a guide was read before or not
+        if isinstance(inspect.unwrap(guide), AutoGuide):  # its first run declares its params, and has to be plain
+            with poutine.block():
+                guide(data)
+        bind = Bind(values, symbols=True, centred=False)
+        return structure_of(run(guide, data, bind, 0, enumerated=False), bind, of_guide=True)
 
 
 def structure_of(trace: Run, bind: Bind, of_guide: bool = False) -> Structure:
