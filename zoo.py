@@ -84,18 +84,20 @@ def fit(
         pair = replace(pair, rows=rows)
     if inference == "auto":
         data = adapted(pair, data, rows=True)
-    name, reason = resolve(pair, inference, data)
+    name, reason, suited = resolve(pair, inference, data)
     _check_options(name, options, pair)
-    return DRIVERS[name](pair, data, **options).because(reason)
+    return DRIVERS[name](pair, data, **{**suited, **options}).because(reason)
 
 
-def resolve(pair: Pair, inference: str, data: Any = None) -> tuple[str, str]:
-    """The name of the driver that fits a pair (to data, where they are at hand), and why, where "auto" picked it."""
+def resolve(pair: Pair, inference: str, data: Any = None) -> tuple[str, str, dict[str, Any]]:
+    """The name of the driver that fits a pair (to data, where they are at hand), and, where "auto" picked it, why, and
+    the options that suit the pair.
+    """
     if inference == "auto":
         known = ENTRIES.get(pair.origin.name) if pair.origin else None
         return pick(pair, data, known.card.inference if known else ())
     check_inference(inference, ["auto", *DRIVERS])
-    return inference, ""
+    return inference, "", {}
 
 
 def takes(inference: str) -> list[str]:

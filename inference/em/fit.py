@@ -24,6 +24,7 @@ from ..optimize.schedule import Schedule
 from ..optimize.starts import first_starts, jitter
 from ..optimize.stopping import Settled, Stop
 from ..pair import Pair
+from ..program.against_pyro import Witness
 from ..program.checks import check_latents, check_rows, check_spread, check_values
 from ..program.compiler import compile_program
 from ..program.estep import one_thread
@@ -74,7 +75,7 @@ def fit_em(
     else:
         model, structure = known.model, known.structure_on(dataset.values)
     check_latents(structure)
-    check_values(structure, dataset.schema)
+    check_values(structure, dataset.schema, dataset.values)
     mixed = find_mixed(model, dataset.values, structure, share)
     if mixed is not None:
         return _fit_mixed(pair, dataset, mixed, options, generator)
@@ -140,6 +141,10 @@ def _fit_mixed(pair: Pair, dataset: Dataset, mixed: Mixed, options: EMOptions, g
         for one in outcomes
     ]
     best, modes = rank(outcomes)[0], map_modes(outcomes, {}, failed)
+    if mixed.share is None:  # what was summed out, too
+        rows = program.num_rows
+        whole = Witness("em", pair.model, dataset.values, lambda _, v: float(mixed.log_prob(v)), rows, whole=True)
+        whole.compare("end", {name: value for name, value in best.params.items() if name not in mixed.shapes})
     constraints = {name: param.constraint for name, param in mixed.structure.params.items()}
     total = float(program.num_rows if mixed.share is None else mixed.share.sum())
     log_prob = best.bound - float(mixed.log_prior(best.params))
