@@ -16,6 +16,8 @@ import pyro.distributions as dist
 import torch
 from pyro import poutine
 from pyro.distributions import constraints
+from pyro.infer import TraceEnum_ELBO
+from pyro.poutine.messenger import Messenger
 from scipy.stats import multivariate_normal
 from torch import Tensor
 from torch.distributions import transform_to
@@ -179,3 +181,28 @@ def _normal_blocks(fn: Any, value: Tensor) -> Tensor:
             block = matrix[place][seen][:, seen]
             out[place] = float(multivariate_normal.logpdf(value[place][seen], loc[place][seen], block))
     return out
+
+
+class Held(Messenger):
+    """Params at given values."""
+
+    def __init__(self, values: Values) -> None:
+        super().__init__()
+        self.values = values
+
+    def _pyro_param(self, msg: Any) -> None:
+        if msg["name"] in self.values:
+            msg["value"], msg["done"] = self.values[msg["name"]], True
+
+
+def by_pyro(model: Any, data: Any, values: Values, nesting: int = 1) -> float:
+    """log p(data, shared latents) as Pyro's own enumeration has it, with params and shared latents at `values`."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        with pyro.get_param_store().scope(), pyro.validation_enabled(False), Held(values):
+            held = poutine.condition(model, data=dict(values))
+            elbo = TraceEnum_ELBO(max_plate_nesting=nesting, strict_enumeration_warning=False)
+            return -elbo.loss(held, lambda data: None, data)
+    finally:
+        torch.set_default_dtype(before)

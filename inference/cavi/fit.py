@@ -12,6 +12,7 @@ from ..base.errors import OptionError
 from ..data.schema import Dataset
 from ..data.sparse import Bags, densified
 from ..families.factors import Point
+from ..linear_gaussian.marginalize import check_handed_on
 from ..optimize.label_switching import label_cells
 from ..optimize.modes import Outcome, Reached
 from ..optimize.starts import first_starts, jitter
@@ -49,6 +50,7 @@ def fit_cavi(pair: Pair, dataset: Dataset, share: Tensor | None, options: CAVIOp
     if isinstance(dataset.values, Bags):
         dataset = replace(dataset, values=densified(dataset.values))
         structure = read(pair.model, dataset.values)
+    check_handed_on(pair.model, dataset.values, structure, "cavi")
     return fit_mean_field(pair, dataset, structure, share, options)
 
 

@@ -23,6 +23,7 @@ from ..families.discrete import BernoulliFamily, CategoricalFamily, PoissonFamil
 from ..program.estep import Expectations
 from ..program.program import Program
 from ..program.sites import Params, read_arguments
+from ..trace.idioms import is_one
 from ..trace.linear import linear_in
 from ..trace.provenance import symbols_of
 
@@ -80,7 +81,10 @@ def find_affine(program: Program, climbed: Mapping[str, str]) -> tuple[Affine, .
     """The sites scored by running the model whose natural parameter is affine in climbed params of their own."""
     found = []
     for name in program.scored:
-        kind, args, _ = read_arguments(program.structure.trace.nodes[name]["fn"], program.layout, keep_rows=True)
+        node = program.structure.trace.nodes[name]
+        if not is_one(node["scale"]) or node["mask"] is not None:  # which its sums would have to see
+            continue
+        kind, args, _ = read_arguments(node["fn"], program.layout, keep_rows=True)
         if kind is None or args is None or type(kind) not in MOMENTS:
             continue
         own = {"loc": args["loc"]} if type(kind) is NormalFamily else args

@@ -24,6 +24,7 @@ from torch import Tensor
 from ..base.errors import ModelError
 from ..base.unconstrained import base_constraint
 from ..trace.handlers import Bind, base_of, double, is_bookkeeping, run
+from ..trace.idioms import MADE_HOLES
 from ..trace.linear import follows, slopes
 from ..trace.polynomials import unbroadcast
 from ..trace.provenance import computed_like, drawn, plain, provenance, symbols_of
@@ -161,6 +162,7 @@ class SumOut(Messenger):
             self.parts[name] = self._part(msg, value, base.loc, self.spreads[name])
         if name == marginal.sites[-1]:
             msg["name"], msg["stop"], msg["mask"] = marginal.site, False, None
+            msg["infer"] = {**msg["infer"], MADE_HOLES: True}  # masked cells are written as missing ones
             msg["fn"], msg["value"] = self._marginal()
             msg["cond_indep_stack"] = tuple(f for f in msg["cond_indep_stack"] if f.dim == marginal.data_dim)
 
@@ -355,6 +357,15 @@ def handed_on(model: Any, data: Any, structure: Structure) -> dict[str, tuple[st
     used = {other: depends_on(node) for other, node in nodes.items()}
     found = {name: tuple(other for other, names in used.items() if name in names) for name in open_sites}
     return {name: others for name, others in found.items() if others}
+
+
+def check_handed_on(model: Any, data: Any, structure: Structure, inference: str) -> None:
+    """An observed value with missing cells is handed on in no way, where gaps are not summed out as latents are."""
+    for name, others in handed_on(model, data, structure).items():
+        raise ModelError(
+            f"{inference}: site '{name}' has missing cells, and site '{others[0]}' is computed from its value, so a "
+            f'gap is a latent of its row: use inference="em", which sums normal ones out, or drop those rows'
+        )
 
 
 def depends_on(node: Any) -> frozenset[str]:

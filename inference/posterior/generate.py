@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import pyro.distributions as dist
 import torch
 from pyro import poutine
 from pyro.poutine.messenger import Messenger
@@ -102,6 +103,8 @@ def simulate(pair: Pair, values: Any, params: Params, given: dict[str, Any] | No
     with Bind(params), Draw(fixed):
         drawn = sample_sites(poutine.trace(pair.model).get_trace(values))
     observed = [name for name, site in known.items() if site["is_observed"]]
+    if factors := [name for name in observed if isinstance(known[name]["fn"], dist.Unit)]:
+        raise DataError(f"generate: site '{factors[0]}' is a pyro.factor, which weighs rows and has no draws")
     places = {name: known_cells(known[name]["value"]) for name in observed}
     if not isinstance(values, Tensor) or any(cells is None for cells in places.values()):
         return {name: plain(drawn[name]["value"]) for name in observed}

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..data.columns import center_and_variance
 from ..families.base import Family
+from ..trace.idioms import is_one
 from ..trace.structure import Structure
 from .evidence import Elimination
 from .gathered import gathered_site, where_params_have_it
@@ -148,7 +149,7 @@ def _why_scored(
         return f"{type(node['fn']).__name__} is an exponential family only given a hidden factor"
     if frames & holding:
         return "it lies in a plate that holds latents"
-    if node["scale"] != 1.0 or node["mask"] is not None:
+    if not is_one(node["scale"]) or node["mask"] is not None:
         return "it is scaled or masked"
     if args is None:
         return BY_ROW
@@ -197,7 +198,7 @@ def _center(
 def _table_of(name: str, node: Any, layout: Layout) -> Site | None:
     """A scored site with its rows as cells, where a closed form can still be had from it."""
     kind, args, inner = read_arguments(node["fn"], layout, keep_rows=True)
-    if kind is None or args is None or node["scale"] != 1.0 or node["mask"] is not None:
+    if kind is None or args is None or not is_one(node["scale"]) or node["mask"] is not None:
         return None
     if any(a.computed for a in args.values()) and all(a.index is None for a in args.values()):
         return None

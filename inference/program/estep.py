@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ..families.base import LOG_2PI, Args, square
 from ..families.expected import Expected
+from ..trace.idioms import is_one
 from .evidence import posterior
 from .program import Prepared, Program
 from .sites import Params, Site, chunks
@@ -119,6 +120,8 @@ def _pass(program: Program, ready: Prepared, rows: Sequence[slice], weights: Ten
 
 def _chunk(program: Program, ready: Prepared, rows: slice, share: Tensor | None) -> _Sums:
     factors, features = program.factors(ready, rows)
+    if not is_one(scale := program.scale_of(rows)):
+        share = scale * (torch.ones(program.num_rows)[rows] if share is None else share)
     row_log_prob, counts = posterior(factors, program.order, share)
     row_log_prob = row_log_prob + program.base_of(rows)
     out = _Sums((row_log_prob if share is None else row_log_prob * share).sum(1), counts[: len(ready.latent)])

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..trace.provenance import symbols_of
 from .against_pyro import Witness
 from .estep import Expectations
-from .program import Program, latent_log_prob
+from .program import Program, latent_log_prob, site_log_prob
 from .sites import Params
 
 
@@ -57,7 +57,7 @@ def log_prior(
         log_prob = density(name, nodes[name]["fn"], value) * nodes[name]["scale"]
         total = total + log_prob.reshape(len(value), -1).sum(1).to(total)
     for name in outside:
-        total = total + (nodes[name]["fn"].log_prob(nodes[name]["value"]) * nodes[name]["scale"]).sum()
+        total = total + site_log_prob(nodes[name]).sum()
     return total
 
 

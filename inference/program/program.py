@@ -20,6 +20,7 @@ from ..data.structures import slice_rows
 from ..distributions.missing import PartlyObserved, scoring
 from ..families.base import Args
 from ..trace.handlers import Bind, OneRow, Run, run
+from ..trace.idioms import is_one
 from ..trace.provenance import plain
 from ..trace.structure import Structure, read_again
 from .evidence import Elimination, log_evidence
@@ -102,6 +103,7 @@ class Program:
         """The structure of the model on other data, by the cheapest way there is."""
         structure, dim = self.structure, self.structure.data_dim
         by_row = self.scored or structure.outside or any(site.gathered for site in self.products.values())
+        by_row = by_row or isinstance(structure.scale, Tensor)
         nodes = structure.trace.nodes
         values = {} if by_row else {n: _same_view(nodes[n], self.data, data, dim) for n in structure.observed}
         if by_row or any(value is None for value in values.values()):
@@ -112,10 +114,13 @@ class Program:
 
     def on_rows(self, rows: Tensor) -> Program:
         """The program on some of its own rows (B,), which may repeat; nothing is run."""
+        scale = self.structure.scale
         return replace(
             self,
             data=slice_rows(self.data, rows),
-            structure=replace(self.structure, num_rows=len(rows)),
+            structure=replace(
+                self.structure, num_rows=len(rows), scale=scale[rows] if isinstance(scale, Tensor) else scale
+            ),
             layout=replace(self.layout, num_rows=len(rows)),
             products={name: _site_on(site, rows) for name, site in self.products.items()},
             patterns={name: found._replace(of_row=found.of_row[rows]) for name, found in self.patterns.items()},
@@ -187,7 +192,8 @@ class Program:
     def log_factor(self, trace: Any, name: str) -> Tensor:
         """The log probability of a scored site, (1, e..., plates, N or 1): plates without latents are summed."""
         site = trace.nodes[name]
-        log_prob = site_log_prob(site)
+        whole_rows = not is_one(self.structure.scale)  # scaled outside the sum over latents
+        log_prob = site_log_prob({**site, "scale": 1.0} if whole_rows else site)
         count, nesting = len(self.layout.latents), self.layout.nesting
         log_prob = log_prob.reshape((1,) * (count + nesting - log_prob.dim()) + log_prob.shape)
         sizes = [-1] * count + [1] * nesting
@@ -288,6 +294,11 @@ class Program:
         """log h(x) of a chunk, (n,) or a number."""
         return self.base[rows] if isinstance(self.base, Tensor) else self.base
 
+    def scale_of(self, rows: slice) -> Tensor | float:
+        """The scale of the rows of a chunk, (n,) or a number."""
+        scale = self.structure.scale
+        return scale[rows] if isinstance(scale, Tensor) else scale
+
     def row_log_prob(self, params: Params) -> Tensor:
         """log p(x_n) of every row, (R, N). Gradients flow to the params."""
         return self.prepared_log_prob(self.prepare(params), params)
@@ -295,7 +306,7 @@ class Program:
     def prepared_log_prob(self, ready: Prepared, params: Params) -> Tensor:
         """`row_log_prob` of params that are prepared."""
         parts = [
-            log_evidence(self.factors(ready, rows)[0], self.order) + self.base_of(rows)
+            (log_evidence(self.factors(ready, rows)[0], self.order) + self.base_of(rows)) * self.scale_of(rows)
             for rows in chunks(self.num_rows, self.chunk_size(params))
         ]
         return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
@@ -306,16 +317,15 @@ def site_log_prob(site: Any) -> Tensor:
     log_prob = site["fn"].log_prob(site["value"])
     if site["mask"] is not None:
         log_prob = torch.where(torch.as_tensor(site["mask"]), log_prob, 0.0)
-    return (
-        log_prob if isinstance(site["scale"], float) and site["scale"] == 1.0 else log_prob * site["scale"]
-    ).double()
+    return (log_prob if is_one(site["scale"]) else log_prob * site["scale"]).double()
 
 
 def latent_log_prob(site: Site, args: Args) -> Tensor:
     """log p(z | its parents) over all configurations, (R, *shape)."""
     eta, log_normalizer = site.natural(args)
     stats = site.family.statistics_last(site.value, args)
-    return (stats * eta).sum(-1) - log_normalizer
+    base = site.family.base(site.value.movedim(-1, 0) if site.event_dim else site.value, args)
+    return (stats * eta).sum(-1) - log_normalizer + base
 
 
 def whole(args: Args, site: Site) -> Args:

@@ -20,6 +20,7 @@ from ..data.devices import device_of
 from ..data.schema import Dataset
 from ..data.structures import num_rows
 from ..em.separation import check_certain
+from ..linear_gaussian.marginalize import check_handed_on
 from ..optimize.label_switching import label_cells
 from ..optimize.modes import Outcome, Reached, map_modes
 from ..optimize.starts import first_starts
@@ -80,6 +81,7 @@ def _runs(
 ) -> tuple[list[Run], Options]:
     """A run from each start, after every check."""
     structure = read(pair.model, dataset.values)
+    check_handed_on(pair.model, dataset.values, structure, "svi")
     batch = batch_size_of(asked.batch_size, structure.num_rows, FULL_BATCH, BATCH)
     check_values(structure, dataset.schema, dataset.values)
     exact = exact_of_rows(structure, shape, pair.guide, dataset.values) if asked.alpha == 1.0 else set()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -22,7 +23,8 @@ from .provenance import drawn, plain, symbol
 
 DATA_PLATE = "data"
 DIVIDER = "$$$"  # `pyro.module` names the weights of a network "network$$$layer.weight"
-ROOM_FOR_PLATES = 8  # dims kept free for plates while their number is not yet known
+ROOM_FOR_PLATES = 5  # dims kept free for plates while their number is not yet known
+MOST_LATENTS = 57  # enumerated at once: tensors have 64 dims
 
 
 class Param(NamedTuple):
@@ -88,6 +90,7 @@ class Bind(Messenger):
             raise HasNetworks(msg["name"].partition(DIVIDER)[0])
 
     def _pyro_post_param(self, msg: Any) -> None:
+        msg["value"] = in_double(msg["value"])
         value, weight = plain(msg["value"]), None
         if self.networks is not None and DIVIDER in msg["name"]:
             weight = self._met(msg["name"], self.networks)
@@ -105,6 +108,10 @@ class Bind(Messenger):
         return weight
 
     def _pyro_sample(self, msg: Any) -> None:
+        if poutine.util.site_is_subsample(msg):
+            _check_whole(msg)
+            return
+        msg["fn"] = in_double(msg["fn"])
         if msg["is_observed"]:
             return
         value = self.values.get(msg["name"])
@@ -117,9 +124,14 @@ class Bind(Messenger):
         name = msg["name"]
         if name in self.nodes:
             raise ModelError(f"two statements of the model are named '{name}': give each a name of its own")
-        self.nodes[name] = msg.copy()
+        self.nodes[name] = node = msg.copy()
+        node["cond_indep_stack"] = _vectorized(node)
         if msg["is_observed"] or is_bookkeeping(msg):
             return
+        if self.centred:
+            node["mask"] = (
+                None  # Pyro enumerates past it: a latent without observed values below adds nothing to log p(x)
+            )
         if self.centred and is_shared_latent(msg):
             self._declare(msg, Param(plain(msg["value"]), msg["fn"].support, msg))
         elif self.symbols and not self.centred:
@@ -131,6 +143,54 @@ class Bind(Messenger):
         self.declared[msg["name"]] = param
         if self.symbols:
             msg["value"] = symbol(msg["value"], msg["name"])
+
+
+def _check_whole(msg: Any) -> None:
+    """A plate holds all of its rows: the drivers draw batches, and count what they stand for."""
+    size, drawn = msg["fn"].size, msg["fn"].subsample_size
+    held = size if drawn is None else drawn
+    if msg["value"] is not None:
+        held = len(msg["value"])
+    if held != size:
+        raise ModelError(
+            f"plate '{msg['name']}' holds {held} of its {size} members (subsample): write pyro.plate("
+            f'"{msg["name"]}", {size}), and give the fit batch_size={held}, which draws rows and scales by itself'
+        )
+
+
+def _vectorized(msg: Any) -> tuple[Any, ...]:
+    """The plates of a site that are dims. Members of a sequential plate are sites of their own, in no dim."""
+    frames: tuple[Any, ...] = msg["cond_indep_stack"]
+    if all(frame.vectorized for frame in frames):
+        return frames
+    if any(frame.name == DATA_PLATE and not frame.vectorized for frame in frames):
+        raise ModelError(
+            f"site '{msg['name']}' stands in a sequential plate, `for i in pyro.plate(\"{DATA_PLATE}\", ...)`, a site "
+            f'for every row: write `with pyro.plate("{DATA_PLATE}", len(data)):`, and observe all rows at once'
+        )
+    return tuple(frame for frame in frames if frame.vectorized)
+
+
+def in_double(thing: Any) -> Any:
+    """A tensor, distribution or transform with its numbers in float64, where that is the dtype of the run: what a user
+    made outside the model may be float32.
+    """
+    if torch.get_default_dtype() is not torch.float64:
+        return thing
+    if isinstance(thing, Tensor):
+        return thing.double() if thing.is_floating_point() and thing.dtype is not torch.float64 else thing
+    if isinstance(thing, list):
+        parts = [in_double(part) for part in thing]
+        return parts if any(new is not old for new, old in zip(parts, thing, strict=True)) else thing
+    if not isinstance(thing, torch.distributions.Distribution | torch.distributions.Transform):
+        return thing
+    known = {key: value for key, value in vars(thing).items() if key != "_inv"}  # a transform's inverse leads back
+    changed = {key: new for key, value in known.items() if (new := in_double(value)) is not value}
+    if not changed:
+        return thing
+    out = copy.copy(thing)
+    out.__dict__.update(changed)
+    return out
 
 
 def _calling_module() -> nn.Module:
@@ -145,7 +205,20 @@ def _calling_module() -> nn.Module:
 
 
 class Enumerate(EnumMessenger):
-    """`poutine.enum`, which looks only at the latents of rows: it may then run under `torch.vmap`."""
+    """`poutine.enum`, which looks only at the latents of rows (it may then run under `torch.vmap`), and gives each a
+    dim of its own: inside `pyro.markov` Pyro uses the dims of a few steps over and over, which its own sums know of.
+    """
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["infer"]:
+            msg["infer"].pop("_markov_scope", None)
+        super()._pyro_sample(msg)
+        dim = (msg["infer"] or {}).get("_enumerate_dim")
+        if dim is not None and self.first_available_dim - dim >= MOST_LATENTS:
+            raise ModelError(
+                f"site '{msg['name']}' is latent {MOST_LATENTS + 1} of a row, and each is a dim to sum over, of which "
+                f"tensors have {MOST_LATENTS} to spare: shorten the chain, or cut it into rows"
+            )
 
     def _pyro_post_sample(self, msg: Any) -> None:
         if not is_shared_latent(msg):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from pyro import poutine
@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from ..base.errors import ModelError
 from ..base.rng import forked
-from .handlers import DATA_PLATE, ROOM_FOR_PLATES, Bind, Param, Run, double, run, sample_sites
+from .handlers import DATA_PLATE, ROOM_FOR_PLATES, Bind, Param, Run, double, in_data_plate, run, sample_sites
+from .idioms import check_masks, check_missing, check_rows, is_one, row_scale
 from .shapes import check_shapes, plate_mismatch
 
 
@@ -43,6 +44,7 @@ class Structure:
     num_rows: int
     trace: Any
     networks: dict[str, nn.Module] = field(default_factory=dict)
+    scale: Tensor | float = 1.0  # of the log probability of a row, (N,) where it differs
 
     @property
     def data_dim(self) -> int:
@@ -79,8 +81,23 @@ def read(model: Any, data: Any, values: Mapping[str, Tensor] | None = None) -> S
         raise
     check_shapes(sites, ROOM_FOR_PLATES, DATA_PLATE)
     nesting = max((-frame.dim for site in sites.values() for frame in site["cond_indep_stack"]), default=0)
+    if nesting > ROOM_FOR_PLATES:
+        raise ModelError(f"the model has {nesting} plates inside one another, and the engine reads {ROOM_FOR_PLATES}")
     bind = Bind({**{name: double(param.value) for name, param in first.declared.items()}, **values}, symbols=True)
-    return structure_of(run(model, data, bind, nesting), bind)
+    return _checked(model, data, bind, structure_of(run(model, data, bind, nesting), bind))
+
+
+def _checked(model: Any, data: Any, bind: Bind, structure: Structure) -> Structure:
+    """A structure whose idioms are known, with the scale of its rows."""
+    sites, plate, nesting = sample_sites(structure.trace), structure.plates[DATA_PLATE], structure.nesting
+    check_masks({name: param.prior for name, param in structure.params.items() if param.prior is not None})
+    check_rows(model, data, bind, plate, nesting)
+    check_missing(data, bind, sites, plate[0])
+    scale = row_scale(sites, nesting, plate[0], structure.num_rows)
+    if not is_one(scale):  # of the rows, then, and no longer of their sites
+        for site in (site for site in sites.values() if in_data_plate(site)):
+            site["scale"] = 1.0
+    return replace(structure, scale=scale)
 
 
 def read_again(model: Any, data: Any, structure: Structure, values: Mapping[str, Tensor] | None = None) -> Structure:
@@ -96,7 +113,7 @@ def read_again(model: Any, data: Any, structure: Structure, values: Mapping[str,
             raise plain_words from None
         raise
     check_shapes(sample_sites(trace), structure.nesting, DATA_PLATE)
-    return structure_of(trace, bind)
+    return _checked(model, data, bind, structure_of(trace, bind))
 
 
 def read_guide(guide: Any, data: Any, values: Mapping[str, Tensor]) -> Structure:

@@ -24,7 +24,7 @@ TABLES = {
 REGISTERED = [(name, example) for name in TABLES for example in ENTRIES[name].examples]
 WHOLE_EVENTS = ("multinomial", "multinomial_logits", "one_hot")  # missing as a whole row, or not at all
 # what these observe is computed from several cells, or asks of each value whether it passes a mask
-OTHERWISE = ("mixed_columns", "masked_and_scaled")
+OTHERWISE = ("mixed_columns", "masked")
 GAPPED = [
     n for n, s in STORIES.items() if n not in OTHERWISE and (n == "regressions" or isinstance(s.data, torch.Tensor))
 ]

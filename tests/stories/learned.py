@@ -174,11 +174,11 @@ def trials_by_component(x):
 
 
 @story(COLUMN, smooth=True)
-def masked_and_scaled(x):
+def masked(x):
     weights, loc, scale = simplex("weights", K), real("loc", K), positive("scale", K)
     with pyro.plate("data", len(x)):
         z = label("z", dist.Categorical(weights))
-        with poutine.mask(mask=x > -1), poutine.scale(scale=0.5):
+        with poutine.mask(mask=x > -1):
             pyro.sample("x", dist.Normal(loc[z], scale[z]), obs=x)
 
 

@@ -1,0 +1,187 @@
+"""Other things that Pyro programs do: finite latents of every family, constants in float32, modules, conditioning."""
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from oracle import by_pyro
+from pyro import poutine
+from pyro.distributions import constraints
+from pyro.infer.reparam import LocScaleReparam
+from pyro.nn import PyroModule, PyroParam, PyroSample
+
+from latentzoo import Pair, em, svi, zoo
+from latentzoo.inference.base.errors import DataError
+
+ENUMERATE = {"enumerate": "parallel"}
+X = torch.tensor([0.0, 1.0, 2.2, 0.7, 2.9, 1.1, 0.2, 3.4], dtype=torch.float64)
+
+
+def unit(name="p", value=0.3):
+    return pyro.param(name, torch.tensor(value), constraint=constraints.unit_interval)
+
+
+def positive(name, value=1.0):
+    return pyro.param(name, torch.tensor(value), constraint=constraints.positive)
+
+
+def simplex():
+    return pyro.param("p", torch.tensor([0.2, 0.3, 0.5]), constraint=constraints.simplex)
+
+
+LATENTS = {
+    "binomial": lambda: dist.Binomial(3, unit()),
+    "binomial, logits": lambda: dist.Binomial(3, logits=pyro.param("logit", torch.tensor(-0.5))),
+    "bernoulli": lambda: dist.Bernoulli(unit()),
+    "bernoulli, logits": lambda: dist.Bernoulli(logits=pyro.param("logit", torch.tensor(-0.5))),
+    "categorical": lambda: dist.Categorical(
+        pyro.param("p", torch.tensor([0.2, 0.3, 0.5]), constraint=constraints.simplex)
+    ),
+    "categorical, logits": lambda: dist.Categorical(logits=pyro.param("logits", torch.tensor([0.2, 0.3, 0.5]))),
+    "beta-binomial": lambda: dist.BetaBinomial(positive("a", 0.7), 2.0, total_count=3),
+}
+
+
+@pytest.mark.parametrize("name", LATENTS)
+def test_finite_latents_keep_their_whole_density(name):
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", LATENTS[name](), infer=ENUMERATE)
+            pyro.sample(
+                "x", dist.Normal(1.0 * z, pyro.param("s", torch.tensor(1.0), constraint=constraints.positive)), obs=x
+            )
+
+    start = em(Pair(model), X, max_iters=0, tol=0, progress=False)
+    assert start.log_likelihood == pytest.approx(by_pyro(model, X, start.params), rel=1e-7)
+    fit = em(Pair(model), X, progress=False)
+    assert fit.log_likelihood == pytest.approx(by_pyro(model, X, fit.params), rel=1e-7)
+    for key, value in fit.params.items():
+        if value.dim() == 0:
+            for moved in (value * 1.01, value * 0.99):
+                assert by_pyro(model, X, {**fit.params, key: moved}) < fit.log_likelihood + 1e-9, key
+
+
+def test_a_latent_of_one_hot_vectors():
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.OneHotCategorical(simplex()), infer=ENUMERATE)
+            pyro.sample("x", dist.Normal(z @ torch.arange(3.0).to(z), 1.0), obs=x)
+
+    start = em(Pair(model), X, max_iters=0, tol=0, progress=False)
+    right = torch.stack([p.log() + dist.Normal(k, 1.0).log_prob(X) for k, p in enumerate(start.params["p"])]).logsumexp(
+        0
+    )
+    assert start.log_likelihood == pytest.approx(float(right.sum()), rel=1e-9)
+
+
+@pytest.mark.parametrize("inference", ["em", "cavi", "svi"])
+def test_priors_made_outside_the_model_in_float32(inference):
+    table = torch.randn(40, 3, generator=torch.Generator().manual_seed(0))
+    prior = dist.Normal(torch.zeros(2), torch.ones(2)).to_event(1)
+    wide = dist.MultivariateNormal(torch.zeros(2), torch.eye(2))
+
+    def model(d, prior=prior):
+        slopes = pyro.sample("slopes", prior)
+        with pyro.plate("data", len(d)):
+            pyro.sample("y", dist.Normal(d[:, :2] @ slopes, 1.0), obs=d[:, 2])
+
+    fit = zoo.fit(Pair(model), table, inference=inference, progress=False)
+    design, y = table[:, :2].double(), table[:, 2].double()
+    right = torch.linalg.solve(design.mT @ design + torch.eye(2).double(), design.mT @ y)
+    assert fit.params["slopes"].numpy() == pytest.approx(right.numpy(), abs=2e-3 if inference == "svi" else 1e-6)
+    if inference == "em":
+        again = em(Pair(lambda d: model(d, wide)), table, progress=False)
+        assert again.params["slopes"].numpy() == pytest.approx(right.numpy(), abs=1e-6)
+
+
+class Line(PyroModule):
+    """A regression as a module, with params of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.slope = PyroParam(torch.zeros(2))
+        self.spread = PyroParam(torch.tensor(1.0), constraint=constraints.positive)
+
+    def forward(self, d):
+        with pyro.plate("data", len(d)):
+            pyro.sample("y", dist.Normal(d[:, :2] @ self.slope, self.spread), obs=d[:, 2])
+
+
+class Sampled(PyroModule):
+    """The same with a prior."""
+
+    def __init__(self):
+        super().__init__()
+        self.slope = PyroSample(dist.Normal(torch.zeros(2), torch.ones(2)).to_event(1))
+
+    def forward(self, d):
+        mean = d[:, :2] @ self.slope
+        with pyro.plate("data", len(d)):
+            pyro.sample("y", dist.Normal(mean, 1.0), obs=d[:, 2])
+
+
+def test_modules_of_pyro():
+    table = torch.randn(40, 3, generator=torch.Generator().manual_seed(0))
+    design, y = table[:, :2].double(), table[:, 2].double()
+    fit = em(Pair(Line()), table, progress=False)
+    assert fit.params["slope"].numpy() == pytest.approx(torch.linalg.lstsq(design, y).solution.numpy(), abs=1e-6)
+    fit = em(Pair(Sampled()), table, progress=False)
+    right = torch.linalg.solve(design.mT @ design + torch.eye(2).double(), design.mT @ y)
+    assert fit.params["slope"].numpy() == pytest.approx(right.numpy(), abs=1e-6)
+
+
+def mixture(x):
+    weights = pyro.param("weights", torch.tensor([0.4, 0.6]), constraint=constraints.simplex)
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Categorical(weights), infer=ENUMERATE)
+        mean = pyro.deterministic("mean", pyro.param("means", torch.tensor([0.0, 3.0]))[z])
+        pyro.sample("x", dist.Normal(mean, 1.0), obs=x)
+
+
+def test_a_latent_that_is_conditioned_is_observed():
+    labels = torch.tensor([0, 0, 1, 0, 1, 0, 0, 1])
+    fit = em(Pair(poutine.condition(mixture, data={"z": labels})), X, progress=False)
+    assert fit.params["weights"].numpy() == pytest.approx([5 / 8, 3 / 8])
+    assert fit.params["means"].numpy() == pytest.approx([float(X[labels == k].mean()) for k in (0, 1)], abs=1e-6)
+
+
+def test_a_factor_weighs_rows_and_cannot_be_drawn():
+    def model(x):
+        rate = pyro.param("rate", torch.tensor(1.0), constraint=constraints.positive)
+        with pyro.plate("data", len(x)):
+            pyro.factor("f", rate.log() - rate * x)
+
+    fit = em(Pair(model), X, progress=False)
+    assert float(fit.params["rate"]) == pytest.approx(1 / float(X.mean()), rel=1e-6)
+    with pytest.raises(DataError, match=r"generate: site 'f' is a pyro\.factor"):
+        fit.generate(3)
+
+
+def test_a_factor_beside_a_latent_is_in_its_sum():
+    def model(x):
+        weights = pyro.param("weights", torch.tensor([0.4, 0.6]), constraint=constraints.simplex)
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Categorical(weights), infer=ENUMERATE)
+            pyro.sample("x", dist.Normal(3.0 * z, 1.0), obs=x)
+            pyro.factor("bonus", 0.5 * z * x)
+
+    fit = em(Pair(model), X, progress=False)
+    assert fit.log_likelihood == pytest.approx(by_pyro(model, X, fit.params), rel=1e-9)
+
+
+def test_a_latent_in_another_parameterization_has_the_same_posterior():
+    def model(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(pyro.sample("m", dist.Normal(1.0, 2.0)), 1.0), obs=x)
+
+    def model_of_one(x):
+        m = pyro.sample("m", dist.Normal(1.0, 2.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(m, 1.0), obs=x)
+
+    moved = poutine.reparam(model_of_one, config={"m": LocScaleReparam(0.0)})
+    right = (X.sum() + 0.25) / (len(X) + 0.25)
+    fit = em(Pair(moved), X, progress=False)
+    assert 1 + 2 * float(fit.params["m_decentered"]) == pytest.approx(float(right), abs=1e-6)
+    by_svi = svi(Pair(moved), X, progress=False)
+    assert 1 + 2 * float(by_svi.params["m_decentered"]) == pytest.approx(float(right), abs=5e-3)
