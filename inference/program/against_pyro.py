@@ -225,12 +225,26 @@ def gaps_of(data: Any) -> Tensor:
 
 def held(model: Any, values: Mapping[str, Tensor]) -> Any:
     """The model with its params and some latents at values."""
-    return poutine.condition(poutine.substitute(model, data=values), data=values)
+    return Unmasked(set(values))(poutine.condition(poutine.substitute(model, data=values), data=values))
+
+
+class Unmasked(Messenger):
+    """Latents count whole under a mask, as they do in Pyro's own sums over enumerated ones: summed out, they then add
+    nothing.
+    """
+
+    def __init__(self, names: set[str]) -> None:
+        super().__init__()
+        self.names = names
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["name"] in self.names:
+            msg["mask"] = None
 
 
 def traced(model: Any, data: Any, gaps: Gaps, **latents: Tensor) -> dict[str, Any]:
     """The sample sites of a plain run, scored."""
-    with gaps:
+    with gaps, Unmasked(set(latents)):
         trace = poutine.trace(poutine.condition(model, data=latents) if latents else model).get_trace(data)
     for name, site in trace.nodes.items():
         if type(site.get("fn")).__name__ == "_Subsample" and len(site["value"]) < site["fn"].size:
