@@ -19,11 +19,12 @@ from ...base.errors import DataError, ModelError
 from ...data.schema import Schema
 from ...data.sparse import Bags, bags_of, check_counts, check_rows_count
 from ...data.structures import map_tensors, slice_rows
-from ...families.expected import expected_family
 from ...families.factors import DirichletFactor, FactorFamily, GammaFactor, Point, factor_family
+from ...program.sites import Params
 from ...trace.handlers import Bind, base_of, run
 from ...trace.provenance import plain, symbol, symbols_of
 from ...trace.structure import Structure
+from ..derivation import prior_of
 from ..moments import WAY_OUT
 
 
@@ -34,11 +35,6 @@ class Side(NamedTuple):
     family: FactorFamily  # Gamma, Dirichlet over the last dim, or Point
     prior: Tensor | None  # natural parameters (rows or 1, size[, 2]); None of a Point
     simplex: bool  # a Point's constraint
-
-    @property
-    def rated(self) -> bool:
-        """Whether its update counts exposure too."""
-        return isinstance(self.family, GammaFactor) or (isinstance(self.family, Point) and not self.simplex)
 
 
 @dataclass(frozen=True)
@@ -145,7 +141,11 @@ def read_allocation(model: Any, values: Any, structure: Structure, schema: Schem
         Counts that are no counts; a row without any, where they are multinomial.
     """
     nodes = structure.trace.nodes
-    positive = [n for n in structure.continuous if isinstance(_family(nodes[n]["fn"]), GammaFactor | DirichletFactor)]
+    positive = [
+        n
+        for n in structure.continuous
+        if isinstance(factor_family(base_of(nodes[n]["fn"])), GammaFactor | DirichletFactor)
+    ]
     if not positive:
         return None
     row = _only(structure, positive)
@@ -173,20 +173,20 @@ def read_allocation(model: Any, values: Any, structure: Structure, schema: Schem
             f"cavi: the prior of latent '{row}' depends on {'the row' if by_row else 'other latents or params'}, and "
             f"no closed form is derived for that: give it numbers, or {WAY_OUT}"
         )
-    for name in (row, site, *((shared,) if shared in node else ())):  # a param is no site
-        _check_plain(name, node[name])
-    ask = _Ask(model, structure, site, row, shared, poisson)
-    transposed, factors = _factors(ask, sample, site, row, shared)
+    if not (isinstance(node[site]["scale"], float) and node[site]["scale"] == 1.0) or node[site]["mask"] is not None:
+        raise ModelError(f"cavi: site '{site}' is scaled or masked, which has no conjugate form: {WAY_OUT}")
+    names_of = structure, site, row, shared
+    transposed, factors = _factors(model, sample, *names_of)
     if "data" in symbols_of(node[site]["fn"]) and poisson and isinstance(values, Bags):
         step = max(1, CHUNK // values.width)
         pieces = [values.pick(slice(i, i + step)).dense() for i in range(0, len(values), step)]
-        factors = torch.cat([_factors(ask, piece, site, row, shared)[1] for piece in pieces])
+        factors = torch.cat([_factors(model, piece, *names_of)[1] for piece in pieces])
     row_factor, column_factor = _rank_one(factors, site, row)
-    rows = _side(row, node[row]["fn"], None, len(sample))
+    rows = _side(row, node[row], None, len(sample))
     if rows.prior is not None and bool((rows.prior != rows.prior[:1]).any()):
         raise ModelError(f"cavi: the prior of latent '{row}' differs from row to row: {WAY_OUT}")
     param = structure.params[shared]
-    beta = _side(shared, None if param.prior is None else param.prior["fn"], param, 0, transposed)
+    beta = _side(shared, param.prior, param, 0, transposed)
     _check_pair(site, rows, beta, poisson, column_factor)
     counts = _counts(values, node[site]["value"], sample, site)
     named = schema.columns if schema.columns and len(schema.columns) == counts.width else range(counts.width)
@@ -211,35 +211,27 @@ def read_allocation(model: Any, values: Any, structure: Structure, schema: Schem
 # --- the argument as a product ----------------------------------------------------------------------------------------
 
 
-class _Ask(NamedTuple):
-    """The site's argument (n, V) at values of both latents."""
-
-    model: Any
-    structure: Structure
-    site: str
-    row: str
-    shared: str
-    poisson: bool
-
-    def at(self, data: Any, theta: Tensor, beta: Tensor) -> Tensor:
-        values = {name: plain(param.value).double() for name, param in self.structure.params.items()}
-        found = run(self.model, data, Bind({**values, self.row: theta, self.shared: beta}), self.structure.nesting)
-        fn = base_of(found.nodes[self.site]["fn"])
-        return plain(fn.rate if self.poisson else fn._categorical.probs)
-
-
-def _factors(ask: _Ask, data: Any, site: str, row: str, shared: str) -> tuple[bool, Tensor]:
+def _factors(model: Any, data: Any, structure: Structure, site: str, row: str, shared: str) -> tuple[bool, Tensor]:
     """Whether beta stands transposed, and the argument over the product (n, V), which must not depend on latents."""
-    trace = ask.structure.trace.nodes
-    n = len(plain(run(ask.model, data, Bind({}), ask.structure.nesting).nodes[row]["value"]))
+    values = {name: plain(param.value).double() for name, param in structure.params.items()}
+
+    def at(values: Params) -> Any:
+        return run(model, data, Bind(values), structure.nesting).nodes
+
+    def argument(theta: Tensor, beta: Tensor) -> Tensor:
+        fn = base_of(at({**values, row: theta, shared: beta})[site]["fn"])
+        return plain(fn.rate if isinstance(fn, dist.Poisson) else fn._categorical.probs)
+
+    trace = structure.trace.nodes
+    n = len(plain(at({})[row]["value"]))
     drawn = []
     generator = torch.Generator().manual_seed(0)
     for _ in range(2):
         theta = _random((n, *plain(trace[row]["value"]).shape[1:]), trace[row]["fn"].support, generator)
-        param = ask.structure.params[shared]
+        param = structure.params[shared]
         drawn.append((theta, _random(tuple(param.value.shape), param.constraint, generator)))
     matrices = [(one.reshape(n, -1), _matrix(two, shared, site, row)) for one, two in drawn]
-    met = [ask.at(data, *one) for one in drawn]
+    met = [argument(*one) for one in drawn]
     for transposed in (False, True):
         size, width = (matrices[0][1].mT if transposed else matrices[0][1]).shape
         if matrices[0][0].shape[1] != size or met[0].shape != (n, width):
@@ -287,33 +279,30 @@ def _rank_one(factors: Tensor, site: str, row: str) -> tuple[Tensor, Tensor]:
 # --- priors -----------------------------------------------------------------------------------------------------------
 
 
-def _family(fn: Any) -> FactorFamily | None:
-    return factor_family(base_of(fn))
-
-
-def _side(name: str, fn: Any, param: Any, rows: int, transposed: bool = False) -> Side:
+def _side(name: str, node: Any, param: Any, rows: int, transposed: bool = False) -> Side:
     """The prior of a latent, natural parameters as a matrix."""
-    if fn is None:
+    if node is None:
         return Side(name, Point(), None, _is_simplex(param.constraint))
-    base = base_of(fn)
+    base = base_of(node["fn"])
     family = factor_family(base)
-    kind = expected_family(base)
-    if not isinstance(family, GammaFactor | DirichletFactor) or kind is None:
+    if not isinstance(family, GammaFactor | DirichletFactor):
         raise ModelError(
             f"cavi: latent '{name}' has a {type(base).__name__} prior, which is not conjugate to counts: use Gamma or "
             f"Dirichlet, or {WAY_OUT}"
         )
-    raw = kind().raw(base)
-    for key, value in raw.items():
-        if symbols_of(base) - {"data"}:
-            raise ModelError(f"cavi: the {key} of latent '{name}' depends on other latents: give numbers, or {WAY_OUT}")
-        if not bool((plain(value) > 0).all()):
+    if others := symbols_of(base) - {"data"}:
+        raise ModelError(
+            f"cavi: the prior of latent '{name}' depends on {', '.join(map(repr, sorted(others)))}: give numbers, or "
+            f"{WAY_OUT}"
+        )
+    prior = prior_of(name, node, {}, {})
+    for key, argument in prior.args.items():
+        if not key.endswith("|log") and not bool((argument.value > 0).all()):
             raise ModelError(
-                f"cavi: latent '{name}' has a {key} of {plain(value).min().item():g}, expected positive numbers"
+                f"cavi: latent '{name}' has a {key.partition('|')[0]} of {argument.value.min().item():g}, expected "
+                f"positive numbers"
             )
-    args = {f"{key}|{moment}": plain(v).double() for key, v in raw.items() for moment in ("value", "mean", "log")}
-    args["rate|log"] = args["rate|mean"].log() if "rate" in raw else torch.zeros(())
-    eta, _ = kind().natural(args)
+    eta = prior.natural({})[0][0]
     shape = (*base.batch_shape, *base.event_shape)
     if isinstance(family, DirichletFactor):
         eta = eta.expand(shape)
@@ -350,11 +339,6 @@ def _no(site: str, why: str, row: str) -> ModelError:
         f"cavi: site '{site}' has no conjugate form: {why}; expected Poisson or Multinomial counts of '{row} @ shared' "
         f"(rows in front), or {WAY_OUT}"
     )
-
-
-def _check_plain(name: str, node: Any) -> None:
-    if not (isinstance(node["scale"], float) and node["scale"] == 1.0) or node["mask"] is not None:
-        raise ModelError(f"cavi: site '{name}' is scaled or masked, which has no conjugate form: {WAY_OUT}")
 
 
 def _check_pair(site: str, rows: Side, shared: Side, poisson: bool, column_factor: Tensor) -> None:
