@@ -105,7 +105,7 @@ def _witness(model: Any, field: MeanField, plain: Program) -> Witness:
         return witness("cavi", model, plain)
 
     def total(rows: Tensor | None, values: dict[str, Tensor]) -> float:
-        few = field if rows is None else replace(field, program=field.program.on_rows(rows))
+        few = field if rows is None else replace(field, compiled=field.program.on_rows(rows))
         return few.at_points({name: values[name].unsqueeze(0) for name in field.families})
 
     whole = bool(field.bilinear or structure.continuous)  # which are held for all rows together
