@@ -166,7 +166,7 @@ By BIC the lengths alone speak for {best} groups, for two of the three species l
 
 def read_data(args: argparse.Namespace, pair: Pair) -> tuple[Any, dict[str, Any]]:
     """The data, and the options given of the driver that will fit the pair; those of other drivers are errors."""
-    driver, _ = zoo.resolve(pair, args.inference)
+    driver, _, _ = zoo.resolve(pair, args.inference)
     own = zoo.takes(driver)
     met = {name: getattr(args, name) for name in OPTIONS if getattr(args, name, None) is not None}
     for name in met:
