@@ -60,7 +60,9 @@ class Fit:
         Why this inference, in words, where it was picked automatically.
     guide : str
         The family of the guide, where latents have a distribution of their own ("mean_field", ..., or "own");
-        `guide_parts` are its numbers. Then `params` holds each shared latent at the centre of its factor.
+        `guide_parts` are its numbers. Then `params` holds each shared latent at the centre of its factor. Without a
+        guide, `guide_parts` are of shared latents that EM summed out: roots (*shape, q) of their covariance, all
+        together, or, where they are too many, standard deviations (*shape).
     at_mode : tuple of str
         Shared latents of which `params` holds the joint mode alone (MAP), without a posterior.
     unchecked : str
@@ -171,7 +173,8 @@ class Fit:
         """The posterior of one latent as a Pyro distribution: Categorical for a discrete one, the guide's factor for a
         continuous one, Delta for what was learned as a point."""
         if site in self.params and (not self.kind.guided or self.kind.networks):
-            return dist.Delta(self.params[site])
+            summed_out = not self.guide and site in self.guide_parts
+            return self.kind.factor(site) if summed_out else dist.Delta(self.params[site])
         with self._at(data) as it:
             found = it.factor(site)
             if found is not None:

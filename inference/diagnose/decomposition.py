@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from ..base.errors import DataError
 from ..base.options import row_weights
 from ..data.schema import Dataset
 from ..em.mstep import m_step
@@ -39,6 +40,9 @@ def half_steps(
     q is the posterior of the last E-step; before the first it is the posterior under the start, so the first bar has
     no gap.
     """
+    if fit.guide_parts and not fit.guide:
+        names = ", ".join(map(repr, fit.guide_parts))
+        raise DataError(f"half_steps: {names} were summed out of all rows together, and log p(x) climbed: no E-step")
     with engine_state(fit.seed):
         known = bound(fit, dataset)
         program = known.on(dataset.values, known.structure, anew=True)

@@ -64,7 +64,9 @@ def finish(pair: Pair, dataset: Dataset, reached: Reached, *, inference: str, se
         dataset.schema,
         guide=reached.guide,
         guide_parts={name: value.detach().cpu() for name, value in reached.guide_parts.items()},
-        at_mode=tuple(n for n, p in program.structure.params.items() if p.prior is not None)
+        at_mode=tuple(
+            n for n, p in program.structure.params.items() if p.prior is not None and n not in reached.summed_out
+        )
         if point and program
         else (),
         unchecked=reached.unchecked,

@@ -136,11 +136,13 @@ def _fit_mixed(pair: Pair, dataset: Dataset, mixed: Mixed, options: EMOptions, g
     runner = Runner(MixedSteps(mixed, options.m_steps), Stop(options.tol), options.max_iters, "em")
     outcomes, failed = runner.all(free, options.progress)
     begun = {name: value[0] for name, value in starts.items() if name in mixed.shapes}
+    found = [mixed.latents(one.params) for one in outcomes]
     outcomes = [
-        replace(one, params={**one.params, **mixed.latents(one.params)}, start={**one.start, **begun})
-        for one in outcomes
+        replace(one, params={**one.params, **{n: mean for n, (mean, _) in own.items()}}, start={**one.start, **begun})
+        for one, own in zip(outcomes, found, strict=True)
     ]
     best, modes = rank(outcomes)[0], map_modes(outcomes, {}, failed)
+    spreads = next(own for one, own in zip(outcomes, found, strict=True) if one is best)
     if mixed.share is None:  # what was summed out, too
         rows = program.num_rows
         whole = Witness("em", pair.model, dataset.values, lambda _, v: float(mixed.log_prob(v)), rows, whole=True)
@@ -156,6 +158,7 @@ def _fit_mixed(pair: Pair, dataset: Dataset, mixed: Mixed, options: EMOptions, g
         program,
         mixed.share,
         note=_note(best, options),
+        guide_parts={name: spread for name, (_, spread) in spreads.items()},
         unchecked=proof.compare("end", best.params),
         summed_out=tuple(mixed.shapes),
         log_prob=log_prob,

@@ -35,6 +35,7 @@ from .distribution import FactorNormal, covariance
 from .marginalize import WAY_OUT, lean, spread_of
 
 DENSE = 1 << 25  # numbers of the slopes of latents of which a row takes many cells
+ROOTS = 1000  # latents whose covariance is kept whole
 LARGEST = 1 << 26  # numbers of what is left when the largest plate is eliminated
 TINY = 1e-9  # relative: a slope below it is none
 
@@ -62,6 +63,7 @@ class Solved(NamedTuple):
     log_prob: Tensor
     mean: Tensor  # (q,)
     variance: Tensor  # (q,)
+    root: Tensor | None  # (q, q) the covariance is root root'; None where there are too many
 
 
 class Seen(NamedTuple):
@@ -281,7 +283,7 @@ class Mixed:
         gained = 0.5 * (y1.square().sum() + y2.square().sum() - terms.away.square().sum())
         log_prob = terms.rest + gained - log_det
         if not moments:
-            return Solved(log_prob, terms.away, terms.away)
+            return Solved(log_prob, terms.away, terms.away, None)
 
         inverse = torch.linalg.solve_triangular(root, torch.eye(left), upper=False)
         e2 = (inverse.mT @ y2).squeeze(-1)
@@ -294,13 +296,32 @@ class Mixed:
             variance[one.cells] = spread[:, i].square().sum(-1) + through[:, i].square().sum(-1)
         cells = torch.cat([*(one.cells for one in others), self.dense])
         mean[cells], variance[cells] = e2, inverse.square().sum(0)
-        return Solved(log_prob, mean, variance)
+        if self.width > ROOTS:
+            return Solved(log_prob, mean, variance, None)
+        found = torch.zeros(self.width, self.width)
+        for i, one in enumerate(big):
+            for j in range(k):
+                found[one.cells, torch.arange(groups) * k + j] = spread[:, i, j]
+            found[one.cells, groups * k :] = -through[:, i]
+        found[cells, groups * k :] = inverse.mT
+        return Solved(log_prob, mean, variance, found)
 
-    def latents(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The posterior means (*shape) of the latents."""
+    def latents(self, values: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
+        """The posterior means (*shape) of the latents, and roots (*shape, q) of their covariance; where they are too
+        many, their standard deviations (*shape) as far as these follow from their own e.
+        """
         with torch.no_grad():
-            mean = self.solve(self.terms(values)).mean
-            return {name: plain(value).detach() for name, value in self.seen(values, mean).values.items()}
+            solved = self.solve(self.terms(values))
+            origin, there = self.seen(values), self.seen(values, solved.mean)
+            out = {}
+            for name, value in origin.values.items():
+                mean = plain(there.values[name]).detach()
+                if solved.root is not None:
+                    out[name] = (mean, slopes(plain(value), origin.e, solved.root.mT))
+                else:
+                    away = self.seen(values, solved.variance.sqrt()).values[name]
+                    out[name] = (mean, (plain(away) - plain(value)).detach().abs())
+            return out
 
 
 class Flat:

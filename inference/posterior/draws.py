@@ -31,6 +31,12 @@ def param_draws(fit: Fitted, num: int, method: str, seed: int) -> Params:
     """Draws (num, *shape) of the params around their estimate."""
     if method not in METHODS:
         raise OptionError(f"draws: met {method!r}, expected one of {', '.join(METHODS)}")
+    if fit.guide_parts:
+        names = ", ".join(map(repr, fit.guide_parts))
+        raise ModelError(
+            f"draws: {names} are summed out of all rows together, and draws of params around such an estimate are not "
+            f'made: give the params priors and use inference="svi"'
+        )
     check_counts(num=(num, 1))
     seed = check_seed(seed)
     return laplace(fit, num, seed) if method == "laplace" else bootstrap(fit, num, seed)

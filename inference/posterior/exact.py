@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import pyro.distributions as dist
 import torch
 from torch import Tensor
 
@@ -56,13 +57,24 @@ class Point(Posterior):
         return {**found, **moments(program, params)}
 
     def factor(self, site: str) -> Any:
+        if site in self.fit.guide_parts:  # shared, and summed out: at its posterior mean
+            mean, spread = self.fit.params[site], self.fit.guide_parts[site]
+            return dist.Normal(mean, spread.norm(dim=-1) if spread.dim() > mean.dim() else spread)
         program, params = self.at
         if site not in summed_out(program):
             return None
         return normal_posterior(program, params, joint_posterior(program, params), site)
 
     def shared(self, num: int) -> Params:
-        return {name: value.expand(num, *value.shape) for name, value in self.fit.params.items()}
+        out = {name: value.expand(num, *value.shape) for name, value in self.fit.params.items()}
+        noise: Tensor | None = None
+        for name, spread in self.fit.guide_parts.items():
+            if spread.dim() == out[name].dim():  # a root (*shape, q) of the covariance of all
+                noise = torch.randn(num, spread.shape[-1], dtype=spread.dtype) if noise is None else noise
+                out[name] = out[name] + torch.einsum("...q,sq->s...", spread, noise)
+            else:
+                out[name] = out[name] + spread * torch.randn_like(out[name])
+        return out
 
     def draw(self, num: int, scored: bool = False) -> Draws:
         program, params = self.at

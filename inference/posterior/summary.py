@@ -62,6 +62,14 @@ def summary(fit: Fitted) -> str:
 
 
 def _at_mode(fit: Fitted) -> list[str]:
+    if not fit.guide and fit.guide_parts:
+        names = ", ".join(map(repr, fit.guide_parts))
+        stand = f"  {names}, which rows share, summed out: at the posterior mean below, and so in the scores of rows"
+        return [stand, *_of_mode(fit)]
+    return _of_mode(fit)
+
+
+def _of_mode(fit: Fitted) -> list[str]:
     if not fit.at_mode:
         return []
     names = ", ".join(map(repr, fit.at_mode))

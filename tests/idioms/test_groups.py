@@ -139,6 +139,49 @@ def test_effects_stand_at_their_posterior_means():
     torch.testing.assert_close(fit.params["slope"], b[1] + wanted[18:])
 
 
+def test_what_is_known_of_effects_is_a_normal(tmp_path):
+    fit = em(Pair(apart), STUDY)
+    t, s = fit.params["t"], fit.params["s"]
+    z = torch.cat([one_hot(SUBJECT, 18), one_hot(SUBJECT, 18) * DAY.unsqueeze(1)], 1)
+    spread = torch.kron(torch.diag(t**2), torch.eye(18, dtype=torch.float64))
+    gain = spread @ z.mT @ torch.linalg.inv(z @ spread @ z.mT + s**2 * torch.eye(180, dtype=torch.float64))
+    left = spread - gain @ z @ spread
+    found = [fit.posterior(name) for name in ("level", "slope")]
+    torch.testing.assert_close(torch.cat([one.stddev for one in found]), left.diagonal().sqrt())
+    torch.testing.assert_close(found[1].mean, fit.params["slope"])
+    roots = torch.cat([fit.guide_parts["level"], fit.guide_parts["slope"]])
+    torch.testing.assert_close(roots @ roots.mT, left, atol=1e-8, rtol=1e-8)
+    drawn = fit.sample_posterior(4000, seed=1)
+    both = torch.stack([drawn["level"][:, 0], drawn["slope"][:, 0]])
+    correlation = left[0, 18] / (left[0, 0] * left[18, 18]).sqrt()
+    assert torch.corrcoef(both)[0, 1].item() == pytest.approx(correlation.item(), abs=0.05)
+    page = fit.summary()
+    assert "MAP" not in page
+    assert "'level', 'slope', which rows share, summed out" in page
+    fit.save(tmp_path / "run")
+    again = zoo.load(tmp_path / "run", Pair(apart))
+    torch.testing.assert_close(again.posterior("level").stddev, found[0].stddev)
+
+
+def test_several_groupings_are_known_with_their_covariance():
+    first, second = torch.arange(48) // 6, torch.arange(48) % 6
+    y = drawn(8, seed=1)[first] + 2 * drawn(6, seed=2)[second] + 0.5 * drawn(48, seed=3)
+    fit = em(two_groupings((8, 6)), Assay(y, first, second))
+    t, s = fit.params["t"], fit.params["s"]
+    z = torch.cat([one_hot(first, 8), one_hot(second, 6)], 1)
+    precision = torch.diag(torch.cat([t[0].expand(8), t[1].expand(6)]) ** -2) + z.mT @ z / s**2
+    roots = torch.cat([fit.guide_parts["u"], fit.guide_parts["v"]])
+    torch.testing.assert_close(roots @ roots.mT, torch.linalg.inv(precision))
+
+
+def test_auto_sums_effects_out():
+    fit = zoo.fit(Pair(apart), STUDY)
+    assert fit.inference == "em"
+    assert "'level', 'slope' shared by rows are normal" in fit.reason
+    with pytest.raises(ModelError, match="draws: 'level', 'slope' are summed out"):
+        fit.param_draws(3)
+
+
 def test_missing_values_and_weights_of_rows():
     y = torch.where(drawn(180, seed=3) > 1, torch.nan, STUDY.y)
     fit = em(Pair(apart), STUDY._replace(y=y))
