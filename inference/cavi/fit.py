@@ -58,7 +58,7 @@ def fit_mean_field(
     pair: Pair, dataset: Dataset, structure: Structure, share: Tensor | None, options: CAVIOptions
 ) -> Reached:
     """A mean field over shared latents, the enumerated ones of a row kept jointly."""
-    check_values(structure, dataset.schema, dataset.values)
+    check_values(structure, dataset.schema)
     check_said(structure)
     field = mean_field(pair.model, dataset.values, structure, options.fallback == "svi")
     if share is not None and (field.bilinear or structure.continuous):

@@ -75,7 +75,7 @@ def fit_em(
     else:
         model, structure = known.model, known.structure_on(dataset.values)
     check_latents(structure)
-    check_values(structure, dataset.schema, dataset.values)
+    check_values(structure, dataset.schema)
     mixed = find_mixed(model, dataset.values, structure, share)
     if mixed is not None:
         return _fit_mixed(pair, dataset, mixed, options, generator)

@@ -6,7 +6,6 @@ from typing import Any
 
 import pyro.distributions as dist
 import torch
-from pyro import poutine
 from torch import Tensor
 
 from ..base.options import row_weights
@@ -16,7 +15,7 @@ from ..posterior.base import Fitted
 from ..posterior.compiled import structure_on
 from ..posterior.generate import empty_rows
 from ..program.sites import Layout
-from ..trace.handlers import Bind, engine_state, sample_sites
+from ..trace.handlers import Bind, engine_state, run, sample_sites
 from ..trace.provenance import plain, provenance, symbol
 from ..trace.structure import Structure
 from .columns import Item, Reading, UnfitKind, part
@@ -76,9 +75,7 @@ def rows_of(fit: Fitted, data: Any) -> tuple[Dataset, Tensor | None, int]:
 
 def trace_of(fit: Fitted, values: Any, layout: Layout) -> dict[str, Any]:
     marked = symbol(values, "data") if isinstance(values, Tensor) else values
-    with Bind(fit.params):
-        model = poutine.enum(fit.pair.model, first_available_dim=-1 - layout.nesting)
-        return sample_sites(poutine.trace(model).get_trace(marked))
+    return sample_sites(run(fit.pair.model, marked, Bind(fit.params), layout.nesting))
 
 
 def _of_nature(structure: Structure, nature: str) -> list[str]:

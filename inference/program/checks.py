@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -17,7 +16,6 @@ from ..data.schema import Schema
 from ..trace.handlers import base_of
 from ..trace.provenance import plain
 from ..trace.structure import Structure
-from .against_pyro import gaps_of
 from .program import Program
 from .sites import Site
 
@@ -49,12 +47,10 @@ def check_rows(structure: Structure, owning: Iterable[str], num_rows: int) -> No
 NUMBERS = {"GreaterThan(lower_bound=0.0)": "a positive number", "Real()": "a finite number"}
 
 
-def check_values(structure: Structure, schema: Schema, data: Any = None) -> None:
+def check_values(structure: Structure, schema: Schema) -> None:
     """Observed values lie in the support of their distribution; text stands only in categorical columns; the numbers
-    given to priors make distributions of them; a value is NaN only in rows of the `data` that have a NaN.
+    given to priors make distributions of them.
     """
-    if data is not None:
-        check_made(structure, data)
     for name, param in structure.params.items():
         if param.prior is not None:
             check_prior(name, base_of(param.prior["fn"]))
@@ -67,26 +63,6 @@ def check_values(structure: Structure, schema: Schema, data: Any = None) -> None
             fn = fn.base_dist
         _check_support(name, fn, value)
         _check_text(name, fn, value, schema)
-
-
-def check_made(structure: Structure, data: Any) -> None:
-    """NaN is a missing cell of the data; one that the model makes of cells that are there is a fault."""
-    gaps = None
-    for name in structure.observed:
-        value, event = plain(structure.trace.nodes[name]["value"]), structure.trace.nodes[name]["fn"].event_dim
-        if not value.is_floating_point() or not math.isnan(float(value.sum())):
-            continue
-        gaps = gaps_of(data) if gaps is None else gaps
-        axis = structure.data_dim - event
-        if len(gaps) != structure.num_rows or value.dim() < -axis or value.shape[axis] != len(gaps):
-            continue
-        made = value.isnan().movedim(axis, 0).reshape(len(gaps), -1).any(1).cpu() & ~gaps
-        if bool(made.any()):
-            row = int(made.nonzero()[0])
-            raise DataError(
-                f"site '{name}' is given NaN in row {row} (the first is 0), whose cells are all there: the model makes "
-                f"it (a logarithm or root of a negative number, 0/0): change the data or the model"
-            )
 
 
 def check_prior(name: str, fn: Any) -> None:

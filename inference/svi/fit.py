@@ -83,7 +83,7 @@ def _runs(
     structure = read(pair.model, dataset.values)
     check_handed_on(pair.model, dataset.values, structure, "svi")
     batch = batch_size_of(asked.batch_size, structure.num_rows, FULL_BATCH, BATCH)
-    check_values(structure, dataset.schema, dataset.values)
+    check_values(structure, dataset.schema)
     exact = exact_of_rows(structure, shape, pair.guide, dataset.values) if asked.alpha == 1.0 else set()
     given = [name for name in structure.continuous if name not in exact]
     program = compile_program(pair.model, dataset.values, structure, given=given)

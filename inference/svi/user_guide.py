@@ -28,6 +28,7 @@ from ..families.base import LOG_2PI
 from ..pair import Pair
 from ..program.program import Program
 from ..trace.handlers import DATA_PLATE, Bind, base_of, double, engine_state, in_data_plate, run, sample_sites
+from ..trace.idioms import is_all, is_one
 from ..trace.polynomials import unbroadcast
 from ..trace.provenance import Provenance, provenance, symbols_of
 from ..trace.structure import Structure, read, read_guide
@@ -260,6 +261,11 @@ def check_sites(sites: dict[str, Any], structure: Structure) -> None:
         why = "the engine sums it out exactly" if name in structure.latents else "the model has no such latent"
         raise ModelError(f"guide: it samples '{name}', but {why}: leave the site out")
     for name, site in sites.items():
+        if not is_one(site["scale"]) or not is_all(site["mask"]):
+            raise ModelError(
+                f"guide: site '{name}' is scaled or masked, and a factor counts whole: leave poutine.scale and "
+                f"poutine.mask out of the guide (a latent that is masked in the model adds nothing by itself)"
+            )
         if in_data_plate(site) != (name in structure.continuous):
             where = "inside" if name in structure.continuous else "outside"
             raise ModelError(f"guide: site '{name}' must be {where} the plate \"{DATA_PLATE}\", as in the model")

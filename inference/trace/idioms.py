@@ -96,11 +96,12 @@ def check_rows(model: Any, data: Any, bind: Bind, plate: tuple[int, int], nestin
     (_, size), rows = plate, num_rows(data)
     if size != rows:
         shape = tuple(data.shape) if isinstance(data, Tensor) else None
-        along = shape is not None and size in shape[1:]
+        turned = ""
+        if shape is not None and size in shape[1:]:
+            turned = f" (shape {shape}): rows lie along the first dim, so give data.mT"
         raise ModelError(
-            f'plate "{DATA_PLATE}" has {size} members, and the data {rows} rows'
-            + (f" of shape {shape[1:]}: rows lie along the first dim, so give data.mT" if along else "")
-            + f': write pyro.plate("{DATA_PLATE}", len(data))'
+            f'plate "{DATA_PLATE}" has {size} members, and the data {rows} rows{turned}: write '
+            f'pyro.plate("{DATA_PLATE}", len(data))'
         )
     if isinstance(data, Tensor) and data.dim() > 1 and rows > 1 and rows in data.shape[1:]:
         sites = sample_sites(run(model, symbol(data, "data"), Bind(bind.values), nesting))
@@ -130,9 +131,9 @@ def check_missing(data: Any, bind: Bind, sites: Mapping[str, Any], data_dim: int
         made = rows & ~of_data if len(rows) == len(of_data) else torch.zeros_like(rows)
         if bool(made.any()):
             raise DataError(
-                f"site '{name}': row {int(made.nonzero()[0])} (the first is 0) observes NaN, and no cell of that row "
-                f"is missing: the model itself makes it, as the logarithm of a negative number does; look at what it "
-                f"computes from the data"
+                f"site '{name}' is given NaN in row {int(made.nonzero()[0])} (the first is 0), whose cells are all "
+                f"there: the model makes it (a logarithm or root of a negative number, 0/0): change the data or the "
+                f"model"
             )
     for name, site in sites.items():
         if _is_seen(site) and site["mask"] is None and not gaps:  # with gaps it may be one that is handed on

@@ -175,3 +175,24 @@ def test_a_mask_on_what_is_observed_once_counts():
 
     fit = em(Pair(model), X, progress=False)
     assert float(fit.params["mean"]) == pytest.approx(float((X.sum() + 1) / 121), abs=1e-6)
+
+
+def test_a_masked_or_scaled_factor_of_a_guide_is_refused():
+    def model(x):
+        with pyro.plate("data", len(x)):
+            u = pyro.sample("u", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(u, 1.0), obs=x)
+
+    def guided(handler):
+        def guide(x):
+            loc = pyro.param("loc", torch.zeros(len(x)))
+            with pyro.plate("data", len(x)), handler:
+                pyro.sample("u", dist.Normal(loc, 1.0))
+
+        return guide
+
+    for handler in (poutine.mask(mask=SEEN), poutine.scale(scale=0.5)):
+        with pytest.raises(ModelError, match="guide: site 'u' is scaled or masked"):
+            svi(Pair(model, guided(handler)), X, progress=False)
+    whole = svi(Pair(model, guided(poutine.mask(mask=True))), X, progress=False, num_steps=10, tol=0)
+    assert whole.params == {}

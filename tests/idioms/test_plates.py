@@ -139,7 +139,7 @@ def test_a_nan_that_the_model_makes_is_no_missing_cell():
 
     x = torch.tensor([1.0, 2.0, -1.0, 3.0, float("nan"), 2.0])
     for inference in ("em", "cavi", "svi"):
-        with pytest.raises(DataError, match=r"site 'x': row 2 .* observes NaN, and no cell of that row is missing"):
+        with pytest.raises(DataError, match=r"site 'x' is given NaN in row 2 .*whose cells are all there"):
             zoo.fit(Pair(model), x, inference=inference, progress=False)
     x[2] = 4.0  # a missing cell stays missing through the logarithm
     seen = x[~x.isnan()].double().log()
