@@ -19,6 +19,7 @@ from ..pair import Pair
 from ..trace.handlers import engine_state
 from ..trace.structure import Structure, read
 from .inputs import in_memory, take_in
+from .plain_errors import plainly
 
 LOOK = 64  # rows of the run that looks for networks where the others are read when asked for
 FULL = 300  # numbers of shared latents up to which their guide has a covariance of its own for every two
@@ -38,6 +39,7 @@ class Picked(NamedTuple):
     options: dict[str, Any] = {}
 
 
+@plainly
 def pick(pair: Pair, data: Any = None, fits: Sequence[str] = ()) -> Picked:
     """The driver that suits a pair, and why.
 

@@ -18,8 +18,10 @@ from ..pair import Pair
 from ..trace.handlers import engine_state
 from .finish import finish
 from .inputs import take_in
+from .plain_errors import plainly
 
 
+@plainly
 def cavi(
     pair: Pair,
     data: Any,

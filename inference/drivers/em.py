@@ -17,8 +17,10 @@ from ..pair import Pair
 from ..trace.handlers import engine_state
 from .finish import finish
 from .inputs import take_in
+from .plain_errors import plainly
 
 
+@plainly
 def em(
     pair: Pair,
     data: Any,

@@ -25,10 +25,12 @@ from ..svi.user_guide import family_of
 from ..trace.handlers import engine_state
 from .finish import finish
 from .inputs import in_memory, take_in
+from .plain_errors import plainly
 
 logging.getLogger("latentzoo").addHandler(logging.NullHandler())
 
 
+@plainly
 def svi(
     pair: Pair,
     data: Any,
