@@ -15,7 +15,7 @@ from ..data.devices import device_of
 from ..data.schema import Dataset
 from ..fit import Fit
 from ..io.saving import versions
-from ..linear_gaussian.loadings_plan import rotations
+from ..linear_gaussian.loadings import rotations
 from ..linear_gaussian.marginalize import varies_by_row
 from ..optimize.modes import Reached
 from ..pair import Pair

@@ -13,8 +13,7 @@ from ..base.options import check_counts, check_options, check_seed
 from ..data.schema import Dataset
 from ..data.structures import slice_rows
 from ..linear_gaussian.groups import Mixed, find_mixed
-from ..linear_gaussian.loadings_em import turned
-from ..linear_gaussian.loadings_plan import spread_by_column
+from ..linear_gaussian.loadings import spread_by_column, turned
 from ..linear_gaussian.marginalize import read_exact
 from ..optimize.coordinate_ascent import Runner
 from ..optimize.label_switching import label_cells

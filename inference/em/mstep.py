@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..families.base import Args
-from ..linear_gaussian.loadings_em import learn
+from ..linear_gaussian.loadings import learn
 from ..optimize.minibatches import batch_expectations
 from ..program.estep import Expectations, expectations
 from ..program.links import FLOORED, LINKS, UNDIVIDED, floor_of

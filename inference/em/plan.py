@@ -12,7 +12,7 @@ from torch import Tensor
 from ..base.unconstrained import base_constraint
 from ..families.base import Ratio
 from ..families.registry import prior_ratio
-from ..linear_gaussian.loadings_plan import Factored, find_factored
+from ..linear_gaussian.loadings import Factored, find_factored
 from ..program.program import Program
 from ..program.sites import Argument, Site
 from ..trace.handlers import Param, base_of

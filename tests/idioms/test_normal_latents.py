@@ -459,6 +459,20 @@ def test_gaps_that_cannot_be_integrated_are_refused(pair, words):
     assert all(word in str(caught.value) for word in words)
 
 
+def test_other_inference_refuses_gaps_that_are_handed_on():
+    x = torch.where(torch.arange(20) < 3, torch.nan, drawn(20))
+
+    def model(d):
+        b = pyro.sample("b", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(d.y)):
+            value = pyro.sample("x", dist.Normal(0.0, 1.0), obs=d.x)
+            pyro.sample("y", dist.Normal(b * value, 1.0), obs=d.y)
+
+    for inference in ("svi", "cavi"):
+        with pytest.raises(ModelError, match=f"{inference}: site 'x' has missing cells, and site 'y'"):
+            zoo.fit(Pair(model), XY(x, drawn(20, seed=1)), inference=inference)
+
+
 def test_products_of_latents_are_refused():
     def model(x):
         with pyro.plate("data", len(x)):

@@ -16,8 +16,7 @@ from sklearn.decomposition import PCA, FactorAnalysis
 from latentzoo import Pair, em, zoo
 from latentzoo.inference.base.errors import ModelError
 from latentzoo.inference.data.bundled.tables import load_bundled
-from latentzoo.inference.linear_gaussian.loadings_em import em_step, sums_of
-from latentzoo.inference.linear_gaussian.loadings_plan import find_factored
+from latentzoo.inference.linear_gaussian.loadings import em_step, find_factored, sums_of
 from latentzoo.inference.linear_gaussian.rotation import varimax
 from latentzoo.inference.posterior.exact import program_on
 from latentzoo.inference.program.estep import expectations
