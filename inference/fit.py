@@ -50,6 +50,8 @@ class Fit:
         Whether the tolerance was met.
     log_likelihood : float
         log p(x) at `params`, weighted by row, priors left out; where the fit is `bounded`, the bound on it.
+    bound_error : float
+        Monte Carlo standard error of the last bound of `history`, in nats; 0 where it is exact.
     num_parameters : int
         Free dimensions of the params.
     num_rows : float
@@ -87,6 +89,7 @@ class Fit:
     guide_parts: dict[str, Tensor] = field(default_factory=dict)
     at_mode: tuple[str, ...] = ()
     unchecked: str = ""
+    bound_error: float = 0.0
     versions: dict[str, str] = field(default_factory=dict)
     data: Dataset | None = field(default=None, compare=False)
     weights: Any = field(default=None, compare=False)
@@ -316,4 +319,5 @@ class Fit:
         state = f"not checked against Pyro: {self.unchecked}" if self.unchecked else state
         kind = "bound" if self.bounded else "log_likelihood"
         how = f"{self.inference}, MAP" if self.at_mode else self.inference
-        return f"Fit({name}, {how}, {kind}={self.log_likelihood:.4f}, {state})"
+        error = f" ± {self.bound_error:.2g}" if self.bounded and self.bound_error else ""
+        return f"Fit({name}, {how}, {kind}={self.log_likelihood:.4f}{error}, {state})"

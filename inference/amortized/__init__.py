@@ -1,6 +1,6 @@
 """Stochastic variational inference of pairs with networks, and of encoders that the engine derives
-(`fit.deep_svi`): the pair read (`reader`), its bounds (`bounds`), training (`training`) by steps that are recorded
-once and replayed (`record`, `replay`), checkpoints.
+(`fit.deep_svi`): the pair read (`reader`), the bounds of its rows (`bounds`, `objective`), raised by the ascent of
+`svi`.
 """
 
 from ..base.lazy import lazily

@@ -175,17 +175,21 @@ def log_weights(found: Terms) -> Tensor:
 
 def elbo(found: Terms, guided: bool, kl_weight: float | Tensor = 1.0) -> Tensor:
     """The evidence lower bound of each row, (B,), a mean over the draws."""
+    each = elbos(found, guided, kl_weight)
+    return each.squeeze(0) if len(each) == 1 else each.mean(0)
+
+
+def elbos(found: Terms, guided: bool, kl_weight: float | Tensor = 1.0) -> Tensor:
+    """What each draw of each row says of it, (S, B)."""
     if len(found.likelihood) == 1:
         kl = found.kl if isinstance(kl_weight, float) and kl_weight == 1 else kl_weight * found.kl
-        each = (found.likelihood - kl).squeeze(0)
-    elif guided:
+        return (found.likelihood - kl).squeeze(0)
+    if guided:
         share = found.log_share.exp()
         joint = found.likelihood + kl_weight * (found.discrete - found.log_share - found.kl)
-        each = (share * joint).sum(0)
-    else:
-        prior = found.discrete + kl_weight * found.prior
-        each = (found.likelihood + prior - kl_weight * found.log_q).logsumexp(0)
-    return each.squeeze(0) if len(each) == 1 else each.mean(0)
+        return (share * joint).sum(0)
+    prior = found.discrete + kl_weight * found.prior
+    return (found.likelihood + prior - kl_weight * found.log_q).logsumexp(0)
 
 
 def importance_bound(weights: Tensor) -> Tensor:
@@ -200,8 +204,7 @@ class Reweighted:
     back.
     """
 
-    def __init__(self, story: Story) -> None:
-        self.story = story
+    def __init__(self) -> None:
         self.share: Tensor = torch.ones(())
 
     def hook(self, value: Tensor) -> Tensor:

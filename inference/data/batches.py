@@ -27,6 +27,15 @@ class Batches:
         self.order = torch.empty(0, dtype=torch.long, device="cpu")
         self.position = 0
 
+    def state_dict(self) -> dict[str, Any]:
+        """Where in the data they are."""
+        return {"order": self.order, "position": self.position, "generator": self.generator.get_state()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from there."""
+        self.order, self.position = state["order"], state["position"]
+        self.generator.set_state(state["generator"])
+
     def next(self) -> Tensor | None:
         """Rows (B,) of the next batch; None where it is all rows.
 

@@ -70,6 +70,7 @@ def finish(pair: Pair, dataset: Dataset, reached: Reached, *, inference: str, se
         if point and program
         else (),
         unchecked=reached.unchecked,
+        bound_error=best.error,
         versions=versions(),
         data=dataset,
         weights=weights,

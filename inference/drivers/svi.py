@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pyro.infer.autoguide import AutoGuide
 from torch import Tensor
 
 from ..amortized.encoder import asked_for
@@ -18,9 +19,8 @@ from ..base.options import check_device
 from ..data.devices import device_of
 from ..fit import Fit
 from ..pair import Pair, as_pair
-from ..svi.annealing import FreeBits, Warmup
 from ..svi.fit import plain_svi
-from ..svi.options import SVIOptions, check_no_networks
+from ..svi.options import FreeBits, SVIOptions, Warmup, check_no_networks
 from ..svi.user_guide import family_of
 from ..trace.handlers import engine_state
 from .finish import finish
@@ -177,7 +177,8 @@ def svi(
     pair = replace(as_pair(pair), guide=guide) if callable(guide) else as_pair(pair)
     written = pair.guide if guide is None or callable(guide) else None
     pair, dataset, home = take_in(pair, data, None, rows=True)
-    if family := family_of(written, pair, in_memory(dataset, device).values) if written is not None else None:
+    auto = isinstance(written, AutoGuide)  # other guides, such as those of networks, leave the rows where they are
+    if family := family_of(written, pair, in_memory(dataset, device).values) if auto else None:
         pair, guide = replace(pair, guide=None), family
         options = replace(options, guide=family)
     if asked_for(guide) or has_networks(pair, dataset.values, options.seed):

@@ -69,6 +69,7 @@ def save(fit: Fitted, folder: str | Path) -> Path:
         "unchecked": fit.unchecked,
         "converged": fit.converged,
         "log_likelihood": fit.log_likelihood,
+        "bound_error": fit.bound_error,
         "num_parameters": fit.num_parameters,
         "num_rows": fit.num_rows,
         "entropy": fit.entropy,
@@ -148,6 +149,7 @@ class FitRecord:
     origin: OriginRecord | None
     at_mode: tuple[str, ...] = ()
     unchecked: str = ""
+    bound_error: float = 0.0  # of a folder that is older, nobody knows
 
 
 def told(folder: Path, arrays: Parts, record: dict[str, Any]) -> FitRecord:
@@ -188,7 +190,7 @@ def told(folder: Path, arrays: Parts, record: dict[str, Any]) -> FitRecord:
 
 def restored(arrays: Parts, record: FitRecord) -> dict[str, Any]:
     """The fields of a `Fit`, all but its pair."""
-    facts = "converged log_likelihood num_parameters num_rows entropy"
+    facts = "converged log_likelihood bound_error num_parameters num_rows entropy"
     plain = f"inference guide reason at_mode unchecked {facts} seed versions".split()
     modes = tuple(Mode(**vars(one), params=under(arrays, f"modes/{k}/")) for k, one in enumerate(record.modes))
     return {

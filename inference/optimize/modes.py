@@ -24,6 +24,7 @@ class Outcome:
     converged: bool
     degenerate: bool  # some variance stands on its floor: the likelihood there has no meaning
     start: dict[str, Tensor]
+    error: float = 0.0  # Monte Carlo standard error of the last bound
 
     @property
     def bound(self) -> float:

@@ -106,7 +106,7 @@ def _fitted_locals(fit: Fitted, dataset: Dataset) -> Parts:
             fit.pair.model(data)
 
     options = SVIOptions(guide=fit.guide, num_steps=LOCAL_STEPS, tol=1e-5, seed=fit.seed, progress=False)
-    found = plain_svi(Pair(model), dataset, options)
+    found = plain_svi(Pair(model), dataset, options, measured=False)
     if found.failure:
         raise DataError(f"new rows: {found.failure}")
     return {name: value.detach() for name, value in found.guide_parts.items()}

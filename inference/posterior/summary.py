@@ -39,7 +39,7 @@ def summary(fit: Fitted) -> str:
     lines = [
         f"{name}({options}) on {rows}, by {fit.inference}" + (f" ({fit.reason})" if fit.reason else ""),
         f"  {state}; {len(fit.mode_map.bounds)} start(s), {len(fit.mode_map)} distinct optimum/optima",
-        f"  evidence lower bound {fit.history[-1]:.4f}{'' if notes else _beside_the_bound(fit)}"
+        f"  evidence lower bound {fit.history[-1]:.4f}{_error(fit)}{'' if notes else _beside_the_bound(fit)}"
         if fit.kind.guided
         else f"  log-likelihood {'at the joint mode (MAP) ' if fit.at_mode else ''}{fit.log_likelihood:.4f}   "
         f"parameters {fit.num_parameters}   AIC {fit.aic:.2f}   BIC {fit.bic:.2f}   ICL {fit.icl:.2f}",
@@ -112,6 +112,10 @@ def _more(count: int) -> list[str]:
 def _largest(row: Tensor, columns: tuple[str, ...]) -> str:
     order = row.argsort(descending=True)[:WORDS].tolist()
     return ", ".join(f"{columns[v]} {row[v].item():.3g}" for v in order)
+
+
+def _error(fit: Fitted) -> str:
+    return f" ± {fit.bound_error:.2g}" if fit.bound_error else ""
 
 
 def _beside_the_bound(fit: Fitted) -> str:

@@ -1,5 +1,7 @@
 """Stochastic variational inference of pairs without networks (`fit.plain_svi`): normal guides and guides of the user's
-own, the bound with discrete latents summed out (`elbo`), an ascent that stops by itself, checkpoints.
+own, the bound with discrete latents summed out (`objective`). And what every ascent by gradient has, with networks
+too: its steps (`ascent`), when it is at rest (`plateau`), the race of its starts (`training`), steps that are recorded
+and replayed (`replay`), its state on disk (`checkpoints`), and where its bound stands (`level`).
 """
 
 from ..base.lazy import lazily
@@ -7,9 +9,8 @@ from ..base.lazy import lazily
 __getattr__, __dir__, __all__ = lazily(
     __name__,
     {
-        "annealing": "FreeBits Warmup",
         "checkpoints": "Checkpoints",
         "fit": "plain_svi",
-        "options": "SVIOptions",
+        "options": "FreeBits SVIOptions Warmup",
     },
 )

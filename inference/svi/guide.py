@@ -76,12 +76,15 @@ class NormalGuide:
         Those of each row; parts "local/..." (N, ...).
     row_dim : int
         Negative batch dim of the rows.
+    even : bool
+        Whether draws are spread evenly.
     """
 
     shape: GuideShape
     blocks: tuple[Block, ...]
     row_blocks: tuple[Block, ...]
     row_dim: int
+    even: bool = False
 
     @property
     def noisy(self) -> bool:
@@ -104,7 +107,7 @@ class NormalGuide:
         log_q_rows = entropy_rows = nothing.unsqueeze(-1)
         if self.blocks:
             parts = self.parts(free, "shared/")
-            drawn = self.shape.draw(parts, num)
+            drawn = self.shape.draw(parts, num, self.even)
             log_q, entropy = drawn.log_q, drawn.entropy.expand(num)
             for block, raw, center, scale in self._split(self.blocks, drawn.value, parts):
                 value = block.transform(raw)
@@ -117,7 +120,7 @@ class NormalGuide:
         if self.row_blocks:
             parts = self.parts(free, "local/")
             parts = parts if rows is None else {key: value[rows] for key, value in parts.items()}
-            drawn = self.shape.draw(parts, num)
+            drawn = self.shape.draw(parts, num, self.even)
             log_q_rows, entropy_rows = drawn.log_q, drawn.entropy.expand_as(drawn.log_q)
             for block, raw, center, scale in self._split(self.row_blocks, drawn.value, parts):
                 value = block.transform(raw)

@@ -10,7 +10,7 @@ from torch import Tensor
 from ..base.unconstrained import Parts
 from ..trace.handlers import Bind, run, sample_sites
 from ..trace.provenance import symbols_of
-from .elbo import Objective
+from .objective import Objective
 
 
 def blame(objective: Objective, free: Parts, rows: Tensor | None) -> str:

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..base.unconstrained import Parts
 from ..families.base import LOG_2PI
 
-MANY = 256  # draws
+EVEN = 1_000  # numbers, at most, that draws are spread evenly over
 RANK = 5  # of the low-rank guide, or half the numbers where that is less
 
 
@@ -32,7 +32,7 @@ class GuideShape(NamedTuple):
 
     name: str
     declare: Callable[[Tensor, Tensor], Parts]  # centre (*lead, d) and unit (d,) -> starting values of the parts
-    draw: Callable[[Parts, int], Draw]
+    draw: Callable[[Parts, int, bool], Draw]  # so many, spread evenly or not
     covariance: Callable[[Parts], Tensor]  # (*lead, d, d)
     noisy: bool = True
 
@@ -43,16 +43,17 @@ def _normal(value: Tensor, noise: Tensor, log_det: Tensor) -> Draw:
     return Draw(value, log_q, log_det + constant + 0.5 * noise.shape[-1])
 
 
-def antithetic(num: int, like: Tensor, *shape: int) -> Tensor:
+def antithetic(num: int, like: Tensor, *shape: int, even: bool = False) -> Tensor:
     """Standard normal draws (num, *shape) in pairs of opposite sign.
 
     What is odd in the noise, which is most of the noise of a gradient near a symmetric posterior, cancels in a pair.
-    Many draws at a time are spread evenly (a scrambled Sobol sequence), so that their mean is closer by far.
+    Those that are spread evenly (a scrambled Sobol sequence) are not independent, and their mean is closer by far.
     """
     size = torch.Size(shape).numel()
-    if num >= MANY and 0 < size <= torch.quasirandom.SobolEngine.MAXDIM:
-        even = torch.quasirandom.SobolEngine(size, scramble=True, seed=0).draw((num + 1) // 2, dtype=torch.float64)
-        half = torch.special.ndtri(even.clamp(1e-12, 1 - 1e-12)).to(like).reshape(-1, *shape)
+    if even and 0 < size <= EVEN:
+        seed = int(torch.randint(2**31, (), device="cpu"))
+        points = torch.quasirandom.SobolEngine(size, scramble=True, seed=seed).draw((num + 1) // 2, dtype=torch.float64)
+        half = torch.special.ndtri(points.clamp(1e-12, 1 - 1e-12)).to(like).reshape(-1, *shape)
         return torch.cat([half, -half])[:num]
     half = torch.randn((num + 1) // 2, *shape, dtype=like.dtype, device=like.device)
     return torch.cat([half, -half])[:num] if num > 1 else half
@@ -62,9 +63,9 @@ def _declare_mean_field(center: Tensor, unit: Tensor) -> Parts:
     return {"loc": center, "log_scale": (FIRST_SCALE * unit).log().expand_as(center)}
 
 
-def _draw_mean_field(parts: Parts, num: int) -> Draw:
+def _draw_mean_field(parts: Parts, num: int, even: bool) -> Draw:
     loc, log_scale = parts["loc"], parts["log_scale"]
-    noise = antithetic(num, loc, *loc.shape)
+    noise = antithetic(num, loc, *loc.shape, even=even)
     return _normal(loc + log_scale.exp() * noise, noise, log_scale.sum(-1))
 
 
@@ -84,9 +85,9 @@ def _tril(parts: Parts) -> Tensor:
     return parts["log_scale"].exp().unsqueeze(-1) * out
 
 
-def _draw_full_rank(parts: Parts, num: int) -> Draw:
+def _draw_full_rank(parts: Parts, num: int, even: bool) -> Draw:
     loc = parts["loc"]
-    noise = antithetic(num, loc, *loc.shape)
+    noise = antithetic(num, loc, *loc.shape, even=even)
     value = loc + (_tril(parts) @ noise.unsqueeze(-1)).squeeze(-1)
     return _normal(value, noise, parts["log_scale"].sum(-1))
 
@@ -101,20 +102,20 @@ def _declare_low_rank(center: Tensor, unit: Tensor) -> Parts:
     return {**_declare_mean_field(center, unit), "factor": factor.expand(*center.shape, rank).clone()}
 
 
-def _draw_low_rank(parts: Parts, num: int) -> Draw:
+def _draw_low_rank(parts: Parts, num: int, even: bool) -> Draw:
     if "factor" not in parts:
-        return _draw_mean_field(parts, num)
+        return _draw_mean_field(parts, num, even)
     normal = torch.distributions.LowRankMultivariateNormal(
         parts["loc"], parts["factor"], (2 * parts["log_scale"]).exp(), validate_args=False
     )
     lead = normal.loc.shape[:-1]
-    wide = antithetic(num, normal.loc, *lead, parts["factor"].shape[-1])
-    own = antithetic(num, normal.loc, *normal.loc.shape)
+    wide = antithetic(num, normal.loc, *lead, parts["factor"].shape[-1], even=even)
+    own = antithetic(num, normal.loc, *normal.loc.shape, even=even)
     value = parts["loc"] + (parts["factor"] @ wide.unsqueeze(-1)).squeeze(-1) + parts["log_scale"].exp() * own
     return Draw(value, normal.log_prob(value), normal.entropy())
 
 
-def _draw_delta(parts: Parts, num: int) -> Draw:
+def _draw_delta(parts: Parts, num: int, even: bool) -> Draw:
     loc = parts["loc"]
     value = loc.expand(num, *loc.shape)
     return Draw(value, value.new_zeros(value.shape[:-1]), loc.new_zeros(loc.shape[:-1]))

@@ -15,11 +15,12 @@ from torch.nn import functional
 from latentzoo import Pair, zoo
 from latentzoo.inference.amortized.bounds import draw, elbo, importance_bound, kl_of, log_weights, terms
 from latentzoo.inference.amortized.encoder import Amortized
+from latentzoo.inference.amortized.objective import Objective
 from latentzoo.inference.amortized.reader import read_story
-from latentzoo.inference.amortized.training import Plan, Progressed, Training, optimizer_of
 from latentzoo.inference.data.batches import Batches
 from latentzoo.inference.nn.networks import fresh, mlp, positive, tril_of
 from latentzoo.inference.posterior.psis import k_hat
+from latentzoo.inference.svi.options import SVIOptions
 from latentzoo.inference.trace.handlers import engine_state
 
 pytestmark = pytest.mark.filterwarnings("ignore::latentzoo.inference.base.errors.ConvergenceWarning")
@@ -206,11 +207,7 @@ def training_of(pair, objective, particles, seed=0):
     """A training of a pair, to ask for its gradients."""
     story = read_story(pair, TINY, torch.float64)
     leaves = {name: leaf.weight for name, leaf in story.leaves.items()}
-    plan = Plan(objective, particles, 1e-3, 0.0, 0.0, 10, None, None, seed, None)
-    batches = Batches(len(TINY), None, 0)
-    optimizer, decay = optimizer_of(leaves, 1e-3)
-    state = Progressed(1e-3)
-    return Training(story, TINY, None, None, None, batches, leaves, plan, False, state, optimizer, decay)
+    return Objective(story, TINY, leaves, SVIOptions(objective=objective, num_particles=particles, seed=seed))
 
 
 def gradients(training, times):

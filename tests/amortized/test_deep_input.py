@@ -14,7 +14,7 @@ from torch import nn
 from latentzoo import Pair, zoo
 from latentzoo.inference.base.errors import ConvergenceWarning, DataError, FitError, ModelError, OptionError
 from latentzoo.inference.nn.networks import mlp
-from latentzoo.inference.svi.annealing import FreeBits, Warmup
+from latentzoo.inference.svi.options import FreeBits, Warmup
 
 pytestmark = pytest.mark.filterwarnings("ignore::latentzoo.inference.base.errors.ConvergenceWarning")
 

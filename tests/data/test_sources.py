@@ -17,13 +17,13 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, Tenso
 
 from latentzoo import Pair, em, svi, zoo
 from latentzoo.inference.amortized import fit as deep
-from latentzoo.inference.amortized import training as deep_train
 from latentzoo.inference.base.errors import DataError, OptionError
 from latentzoo.inference.data import devices
 from latentzoo.inference.data import streams as rows
 from latentzoo.inference.data import structures as arrays
 from latentzoo.inference.data.streams import read_whole, rows_of
 from latentzoo.inference.nn.networks import mlp
+from latentzoo.inference.svi.ascent import Ascent
 
 pytestmark = pytest.mark.filterwarnings("ignore::latentzoo.inference.base.errors.ConvergenceWarning")
 
@@ -430,21 +430,21 @@ def test_all_that_a_step_takes_is_on_the_device(kind, free, lies, objective, tmp
     Data move once where they fit, and by batch otherwise.
     """
 
-    def advance(training, *_):
-        index = training.train[training.batches.next()]
-        loss = training.loss(training.batch(index))
+    def run(ascent, *_):
+        batch, _ = ascent.batch(ascent.batches.next(), 0)
+        loss = ascent.steps.loss(batch)
         loss.backward()
-        places = [loss, *training.leaves.values(), *(leaf.grad for leaf in training.leaves.values())]
+        places = [loss, *ascent.leaves.values(), *(leaf.grad for leaf in ascent.leaves.values())]
         assert {tensor.device.type for tensor in places} == {"meta"}
-        assert training.rows(index).device.type == "meta"
-        assert type(training.data).__name__ == lies
+        assert batch.rows.device.type == "meta"
+        assert type(ascent.steps.loss.__self__.data).__name__ == lies
         raise Stepped
 
     monkeypatch.setattr(
         sys.modules["latentzoo.inference.drivers.svi"], "check_device", lambda device, *_: torch.device(device)
     )
     monkeypatch.setattr(deep, "installed", elsewhere)
-    monkeypatch.setattr(deep_train.Training, "advance", advance)
+    monkeypatch.setattr(Ascent, "run", run)
     monkeypatch.setattr(devices, "free_bytes", lambda _: free)
     data = {"table": IRIS, "map": mapped(tmp_path, IRIS), "loader": Images(IRIS)}[kind]
     with pytest.raises(Stepped):

@@ -21,7 +21,7 @@ from latentzoo.inference.data.sparse import bags_of
 from latentzoo.inference.diagnose.topics import bound_perplexity, coherence, halves, perplexity, top_words, topic_shares
 from latentzoo.inference.nn.networks import conv_decoder, conv_encoder
 from latentzoo.inference.posterior.amortized import opened
-from latentzoo.inference.svi.annealing import Warmup
+from latentzoo.inference.svi.options import Warmup
 
 pytestmark = pytest.mark.filterwarnings("ignore::latentzoo.inference.base.errors.ConvergenceWarning")
 

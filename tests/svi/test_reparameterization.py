@@ -16,9 +16,9 @@ from torch.nn import functional
 
 from latentzoo import Pair, zoo
 from latentzoo.inference.amortized.bounds import detached, draw, elbo, importance_bound, kl_of, log_weights, terms
+from latentzoo.inference.amortized.objective import Objective
 from latentzoo.inference.amortized.reader import read_story
-from latentzoo.inference.amortized.training import Plan, Progressed, Training, optimizer_of
-from latentzoo.inference.data.batches import Batches
+from latentzoo.inference.svi.options import SVIOptions
 from latentzoo.inference.trace.handlers import engine_state
 
 # --- divergences ------------------------------------------------------------------------------------------------------
@@ -168,10 +168,7 @@ class Small:
     def training(self, objective, particles, data=X):
         story = read_story(self.pair, data, torch.float64)
         leaves = {name: leaf.weight for name, leaf in story.leaves.items()}
-        plan = Plan(objective, particles, 1e-3, 0.0, 0.0, 10, None, None, 0, None)
-        optimizer, decay = optimizer_of(leaves, 1e-3)
-        batches, state = Batches(len(data), None, 0), Progressed(1e-3)
-        return Training(story, data, None, None, None, batches, leaves, plan, False, state, optimizer, decay)
+        return Objective(story, data, leaves, SVIOptions(objective=objective, num_particles=particles))
 
 
 def flat(parts):

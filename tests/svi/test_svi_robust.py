@@ -203,10 +203,10 @@ def test_a_fit_that_is_resumed_ends_where_one_that_never_stopped_does(options, t
     part = {"checkpoint": tmp_path / "run", "checkpoint_steps": 130, **options}
     calls, maybe = 0, Checkpoints.maybe
 
-    def cut_short(self, run, place):
+    def cut_short(self, step, state):
         nonlocal calls
         calls += 1
-        maybe(self, run, place)
+        maybe(self, step, state)
         if calls == 500:
             raise KeyboardInterrupt
 
@@ -274,10 +274,10 @@ def test_a_process_killed_at_any_moment_leaves_a_checkpoint_that_loads(tmp_path)
         process.wait()
         process.stdout.close()
         arrays, record = read_run(tmp_path / "run")
-        assert len(arrays["bounds"]) == record["step"]
+        assert len(arrays["state/ascent/state/bounds"]) == record["step"]
         steps.append(record["step"])
     assert steps == sorted(set(steps))  # each went on from where the one before was killed
-    assert np.isfinite(arrays["bounds"].numpy()).all()
+    assert np.isfinite(arrays["state/ascent/state/bounds"].numpy()).all()
 
 
 def test_a_bar_is_quiet_unless_asked_for(capsys):

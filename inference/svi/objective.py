@@ -44,6 +44,9 @@ class Objective:
         2016).
     weights : Tensor (N,), optional
         Of the rows.
+    closed : bool
+        Whether closed forms stand in place of draws, where alpha is 1. Without them the estimate has the less noise the
+        nearer the guide is to the posterior, and none where it is the posterior.
     """
 
     program: Program
@@ -52,6 +55,7 @@ class Objective:
     particles: int
     alpha: float
     weights: Tensor | None
+    closed: bool = True
 
     @property
     def noisy(self) -> bool:
@@ -67,13 +71,18 @@ class Objective:
         program = self.program if rows is None else self.program.on_rows(rows)
         share = self.weights if rows is None or self.weights is None else self.weights[rows]
         scale = 1.0 if rows is None else self.program.num_rows / len(rows)
-        drawn = self.sampler.draw(free, program, rows, self.particles, density=self.alpha != 1.0)
+        closed = self.closed and self.alpha == 1.0
+        drawn = self.sampler.draw(free, program, rows, self.particles, density=not closed)
+        drawn = drawn if closed else drawn._replace(exact={})
         log_rows, prior = self._log_joint(program, self.values(free), drawn)
-        if self.alpha == 1.0:
-            each = log_rows + drawn.entropy_rows
-            rows_part = (each if share is None else each * share).sum(1).mean()
-            return (rows_part if rows is None else rows_part * scale) + (prior + drawn.entropy).mean()
-        return self._renyi(log_rows - drawn.log_q_rows, prior - drawn.log_q, share, scale)
+        if closed:
+            log_rows, prior = log_rows + drawn.entropy_rows, prior + drawn.entropy
+        else:
+            log_rows, prior = log_rows - drawn.log_q_rows, prior - drawn.log_q
+        if self.alpha != 1.0:
+            return self._renyi(log_rows, prior, share, scale)
+        rows_part = (log_rows if share is None else log_rows * share).sum(1).mean()
+        return (rows_part if rows is None else rows_part * scale) + prior.mean()
 
     @property
     def particles_of(self) -> int:
@@ -124,8 +133,8 @@ class Objective:
     def _scored(self, program: Program, values: Params, drawn: Sampled) -> tuple[Tensor, Tensor]:
         """The log joint density of one draw, (B,) and (), of a model whose every site is scored in a run of it."""
         nodes = program.run(values).nodes
-        exact = drawn.exact if self.alpha == 1.0 else {}
-        terms = {name: site_log_prob(nodes[name]) for name in program.scored}
+        exact = drawn.exact
+        terms = {name: site_log_prob(nodes[name]) for name in (*program.scored, *_unscored(program, drawn))}
         for name, (mean, sd) in exact.items():
             if name in program.structure.continuous:
                 terms[name] = normal_expectation(nodes[name]["fn"], mean, sd)
@@ -143,7 +152,7 @@ class Objective:
     def _one(self, program: Program, values: Params, drawn: Sampled) -> tuple[Tensor, Tensor]:
         ready = program.prepare(values)
         log_rows = program.prepared_log_prob(ready, values)
-        exact = drawn.exact if self.alpha == 1.0 else {}
+        exact = drawn.exact
         of_rows = program.structure.continuous
 
         def density(name: str, fn: Any, value: Tensor) -> Tensor:  # the prior at draws of its parents
@@ -157,7 +166,15 @@ class Objective:
         for name, (mean, sd) in exact.items():
             if name in of_rows and name not in program.scored:
                 log_rows = log_rows + rows_of(normal_expectation(nodes[name]["fn"], mean, sd), program)
+        for name in _unscored(program, drawn):
+            each = [rows_of(nodes[name]["fn"].log_prob(value), program) for value in values[name]]
+            log_rows = log_rows + torch.stack(each)
         return log_rows, prior
+
+
+def _unscored(program: Program, drawn: Sampled) -> list[str]:
+    """Latents of a row whose prior the program leaves to its closed form, where there are draws alone."""
+    return [n for n in program.structure.continuous if n not in program.scored and n not in drawn.exact]
 
 
 def rows_of(term: Tensor, program: Program) -> Tensor:

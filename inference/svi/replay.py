@@ -79,8 +79,9 @@ class Steps:
         return loss
 
     def _run(self, batch: Any) -> Found:
-        loss = self.loss(batch)
-        gradients = torch.autograd.grad(loss, self.leaves, allow_unused=True)
+        with torch.enable_grad():  # a caller may have turned it off
+            loss = self.loss(batch)
+            gradients = torch.autograd.grad(loss, self.leaves, allow_unused=True)
         return [loss.detach(), *as_backward_leaves(gradients, self.leaves)]
 
     def _record(self, batch: Any, tensors: Sequence[Tensor]) -> None:
