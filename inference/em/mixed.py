@@ -50,7 +50,7 @@ class MixedSteps:
             try:
                 return self.mixed.log_prob({name: transforms[name](value) for name, value in values.items()})
             except torch.linalg.LinAlgError:  # a step too far, where a spread is 0
-                return torch.nan * sum(value.sum() for value in values.values())
+                return torch.nan * torch.stack([value.sum() for value in values.values()]).sum()
 
         numbers = sum(value.numel() for value in free.values())
         with torch.enable_grad():

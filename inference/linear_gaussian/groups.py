@@ -586,10 +586,10 @@ def _check_line(mixed: Mixed, values: Mapping[str, Tensor]) -> None:
             raise ModelError(f"the spread of site '{name}' depends on it")
     flat = _flat_means(origin)
     found = torch.zeros_like(flat)
-    for one in mixed.effects:
+    for effect in mixed.effects:
         along = torch.zeros(1, mixed.width)
-        along[0, one.cells] = 1.0
-        found = found + slopes(flat, origin.e, along).squeeze(-1) * point[one.cells][one.group]
+        along[0, effect.cells] = 1.0
+        found = found + slopes(flat, origin.e, along).squeeze(-1) * point[effect.cells][effect.group]
     along = torch.zeros(len(mixed.dense), mixed.width)
     along[torch.arange(len(mixed.dense)), mixed.dense] = 1.0
     found = found + slopes(flat, origin.e, along) @ point[mixed.dense]

@@ -73,7 +73,7 @@ def slopes(out: Tensor, x: Tensor, directions: Tensor | None = None) -> Tensor:
         return still
     with torch.enable_grad():
         weight = torch.zeros_like(out, requires_grad=True)
-        (back,) = torch.autograd.grad(out, x, weight, create_graph=True, allow_unused=True)
+        back: Tensor | None = torch.autograd.grad(out, x, weight, create_graph=True, allow_unused=True)[0]
     if back is None or not back.requires_grad or not len(along):
         return still
     parts = []
