@@ -16,6 +16,7 @@ from ..linear_gaussian.loadings import Factored, find_factored
 from ..program.program import Program
 from ..program.sites import Argument, Site
 from ..trace.handlers import Param, base_of
+from ..trace.idioms import is_one
 from ..trace.provenance import symbols_of
 from .gradient import find_blocks
 from .regression import Affine, find_affine
@@ -159,7 +160,12 @@ def _why_climbed(program: Program, param: Param, name: str, uses: list[Use]) -> 
 
 def prior_share(param: Param) -> Ratio | None:
     """What the prior of a shared latent adds to its ratio; None where it is not conjugate."""
-    return prior_ratio(base_of(param.prior["fn"]), param.value)
+    found, scale = prior_ratio(base_of(param.prior["fn"]), param.value), param.prior["scale"]
+    if found is None or is_one(scale):
+        return found
+    if isinstance(scale, Tensor) and scale.dim():  # cell by cell: left to gradients
+        return None
+    return found._replace(num=found.num * scale, den=found.den * scale)
 
 
 def _kind(program: Program, use: Use) -> str:

@@ -87,3 +87,15 @@ def test_a_scaled_latent_that_is_continuous_is_refused():
     for inference in ("em", "cavi", "svi"):
         with pytest.raises(ModelError, match="'u' is a continuous latent of each row: let rows count by weights="):
             zoo.fit(Pair(model), X, inference=inference, progress=False)
+
+
+@pytest.mark.parametrize("inference", ["em", "svi"])
+def test_a_prior_that_is_scaled_weighs_so_much_more(inference):
+    def model(x):
+        with poutine.scale(scale=3.0):
+            mean = pyro.sample("mean", dist.Normal(1.0, 0.5))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(mean, 1.0), obs=x)
+
+    fit = zoo.fit(Pair(model), X, inference=inference, progress=False)
+    assert float(fit.params["mean"]) == pytest.approx(float((X.sum() + 12) / (7 + 12)), abs=1e-5)
