@@ -196,3 +196,14 @@ def test_a_masked_or_scaled_factor_of_a_guide_is_refused():
             svi(Pair(model, guided(handler)), X, progress=False)
     whole = svi(Pair(model, guided(poutine.mask(mask=True))), X, progress=False, num_steps=10, tol=0)
     assert whole.params == {}
+
+
+def test_a_mark_for_enumeration_that_pyro_loses_is_asked_for():
+    def model(d):
+        weights, means = mixture()
+        with pyro.plate("data", len(d.y)):
+            z = pyro.sample("z", dist.Categorical(weights), obs=d.labels, obs_mask=d.known.bool(), infer=ENUMERATE)
+            pyro.sample("y", dist.Normal(means[z], 1.0), obs=d.y)
+
+    with pytest.raises(ModelError, match=r"'z_unobserved' .* config_enumerate"):
+        em(Pair(model), Labelled(X, (X > 2).long(), SEEN.long()), progress=False)
