@@ -155,8 +155,8 @@ def structure_of(trace: Run, bind: Bind, of_guide: bool = False) -> Structure:
             latents[name] = Latent(size, site["infer"].get("_enumerate_dim", 0), frames)
         elif fn.has_enumerate_support and name.endswith("_unobserved"):
             raise ModelError(
-                f"site '{name}' is a discrete latent that is not marked for enumeration, and pyro.sample(..., obs_mask=) "
-                f"hands no infer= on: decorate the model with pyro.infer.config_enumerate"
+                f"site '{name}' is a discrete latent that is not marked for enumeration, and pyro.sample(..., "
+                f"obs_mask=) hands no infer= on: decorate the model with pyro.infer.config_enumerate"
             )
         elif fn.has_enumerate_support:
             raise ModelError(

@@ -205,5 +205,5 @@ def test_a_mark_for_enumeration_that_pyro_loses_is_asked_for():
             z = pyro.sample("z", dist.Categorical(weights), obs=d.labels, obs_mask=d.known.bool(), infer=ENUMERATE)
             pyro.sample("y", dist.Normal(means[z], 1.0), obs=d.y)
 
-    with pytest.raises(ModelError, match=r"'z_unobserved' .* config_enumerate"):
+    with pytest.raises(ModelError, match=r"'z_unobserved' .*config_enumerate"):
         em(Pair(model), Labelled(X, (X > 2).long(), SEEN.long()), progress=False)
