@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from ..base.errors import OptionError
 from ..posterior.anomaly import BY, roc
 from ..posterior.base import Fitted
-from .style import DATA, PALETTE, SMALL, dress, picture
+from .drawing import DATA, PALETTE, SMALL, dress, picture
 
 WORDS = {"density": "minus log p(x)", "reconstruction": "reconstruction"}
 BINS = 30

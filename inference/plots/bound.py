@@ -13,8 +13,8 @@ from matplotlib.ticker import MaxNLocator
 
 from ..diagnose.decomposition import HalfStep
 from ..posterior.base import Fitted
-from .columns import UnfitKind
-from .style import DATA, SMALL, TEXT, TOTAL, color, count, dress, legend, number, picture
+from .drawing import DATA, SMALL, TEXT, TOTAL, color, count, dress, legend, number, picture
+from .reading import UnfitKind
 
 MODES = 12  # optima drawn at most
 PANELS = 4  # iterations of the decomposition

@@ -15,9 +15,8 @@ from matplotlib.patheffects import withStroke
 from torch import Tensor
 
 from ..posterior.base import Fitted
-from .columns import Reading
-from .reader import read_columns
-from .style import DATA, LISTED, SUM_LINE, TEXT, TOTAL, color, count, dress, legend, marker, percent, picture
+from .drawing import DATA, LISTED, SUM_LINE, TEXT, TOTAL, color, count, dress, legend, marker, percent, picture
+from .reading import Reading, read_columns
 
 POINTS = 3000  # rows drawn at most
 EMPTY = 0.5  # rows: a component with fewer among those drawn tells nothing of them, and is left out

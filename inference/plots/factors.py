@@ -19,8 +19,8 @@ from ..posterior.base import Fitted
 from ..posterior.exact import program_on
 from ..program.posteriors import joint_posterior
 from ..trace.handlers import engine_state
-from .columns import UnfitKind, part
-from .style import DATA, LISTED, SMALL, TOTAL, color, count, dress, legend, marker, percent, picture
+from .drawing import DATA, LISTED, SMALL, TOTAL, color, count, dress, legend, marker, panels, percent, picture
+from .reading import UnfitKind, part
 
 POINTS = 3000  # rows drawn at most
 ARROWS = 16  # columns whose arrows are drawn: the longest; of a mixture half as many in each map
@@ -103,10 +103,7 @@ def biplot(fit: Fitted, data: Any = None) -> Figure:
     kinds = len(found.loc)
     across = min(kinds, 3)
     figure = picture(fit, 8.4 if kinds == 1 else 5.2 * across + 1.6, (6.4 if kinds == 1 else 5.4) * -(-kinds // across))
-    for k, axes in enumerate(np.atleast_1d(figure.subplots(-(-kinds // across), across)).flat):
-        if k >= kinds:
-            axes.set_visible(False)
-            continue
+    for k, axes in enumerate(panels(figure, kinds, across)):
         mine = found.own == k
         _map(axes, found, k, found.scores[mine].numpy())
         drawn = f"{count(int(mine.sum()), 'row')}"

@@ -14,8 +14,8 @@ from ..data.graph import of_bags, of_table
 from ..data.sparse import Bags
 from ..posterior.base import Fitted
 from ..posterior.graphs import Graph, block_table
-from .columns import UnfitKind
-from .style import DATA, SMALL, TOTAL, color, count, dress, picture
+from .drawing import DATA, SMALL, TOTAL, color, count, dress, picture
+from .reading import UnfitKind
 
 CELLS = 800  # a side of the picture: of larger graphs a cell stands for several nodes of each side
 NAMED = 60  # nodes whose names are written

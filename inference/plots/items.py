@@ -20,9 +20,8 @@ from ..posterior.base import Fitted
 from ..posterior.exact import program_on
 from ..program.deterministic import derived
 from ..trace.handlers import engine_state
-from .columns import Reading, UnfitKind, part
-from .reader import read_columns
-from .style import DATA, LISTED, SMALL, SUM_LINE, TEXT, TOTAL, color, count, dress, legend, picture
+from .drawing import DATA, LISTED, SUM_LINE, TEXT, TOTAL, color, count, dress, left_out, legend, panels, picture
+from .reading import Reading, UnfitKind, part, read_columns
 from .tables import Question, questions
 
 SPREAD = 3.5  # standard deviations of the quantity to either side that are drawn
@@ -58,11 +57,9 @@ def curves(fit: Fitted, data: Any = None) -> Figure:
     across = 2 if len(chosen) == 4 else min(3, len(chosen))
     down = math.ceil(len(chosen) / across)
     figure = picture(fit, 2.2 + 2.9 * across, 1.2 + 2.4 * down)
-    grid = figure.subplots(down, across, squeeze=False, sharex=True, sharey=True)
+    grid = panels(figure, len(chosen), across, sharex=True, sharey=True)
     most = max(len(scale.items[j].answers) for j in chosen)
-    for axes in grid.flat[len(chosen) :]:
-        axes.set_visible(False)
-    for j, axes in zip(chosen, grid.flat, strict=False):
+    for j, axes in zip(chosen, grid, strict=True):
         for c in range(len(scale.items[j].answers)):
             axes.plot(scale.grid, scale.probs[j][:, c], color=color(c), linewidth=2)
         lowest = j >= len(chosen) - across
@@ -73,7 +70,7 @@ def curves(fit: Fitted, data: Any = None) -> Figure:
     answers = max((item.answers for item in scale.items), key=len)
     legend(figure, [Line2D([], [], color=color(c), linewidth=2, label=answers[c]) for c in range(most)], "answer")
     if len(scale.items) > PANELS:
-        figure.text(0.99, 0.99, f"{PANELS} of {len(scale.items)} items", ha="right", va="top", fontsize=SMALL)
+        left_out(figure, f"{PANELS} of {len(scale.items)} items")
     return figure
 
 

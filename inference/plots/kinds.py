@@ -12,19 +12,17 @@ from ..posterior.base import Fitted
 from .anomalies import curves as roc
 from .bound import bound, decomposition
 from .clusters import clusters
-from .columns import UnfitKind
 from .factors import biplot, loadings, scree
 from .graphs import blocks
+from .intervals import params, weights
 from .items import curves, information
-from .latents import embedding, manifold
-from .params import params
-from .priors import layers, prior
+from .latents import embedding, layers, manifold, prior
 from .raters import confusion
+from .reading import UnfitKind
 from .regressions import regressions
 from .rows import interpolation, reconstruction, samples
 from .tables import profiles, rates
 from .topics import mixtures, topics, units
-from .weights import weights
 
 KINDS: dict[str, Callable[..., Figure]] = {
     "bound": bound,

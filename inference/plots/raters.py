@@ -21,10 +21,8 @@ from ..posterior.compiled import structure_on
 from ..program.sites import Layout
 from ..trace.handlers import engine_state
 from ..trace.provenance import plain, provenance
-from .columns import UnfitKind
-from .reader import rows_of, trace_of
-from .style import SMALL, TEXT, count, percent, picture
-from .tables import color_bar, heat_map
+from .drawing import TEXT, color_bar, count, heat_map, left_out, panels, percent, picture
+from .reading import UnfitKind, rows_of, trace_of
 
 PANELS = 12  # raters that are drawn: those of most labels
 WRITTEN = 8  # classes of a matrix whose numbers are written out
@@ -59,11 +57,8 @@ def confusion(fit: Fitted, data: Any = None) -> Figure:
     size = max(len(found.classes), 3)
     side = 0.62 * size if size <= WRITTEN else 5.0
     figure = picture(fit, 2.6 + across * (side + 0.5), 1.9 + down * (0.8 * side + 0.6))
-    grid = figure.subplots(down, across, squeeze=False)
-    for axes in grid.flat[len(shown) :]:
-        axes.set_visible(False)
     lines = [f"{name}   {percent(share)}" for name, share in zip(found.classes, found.shares.tolist(), strict=True)]
-    for j, axes in zip(shown, grid.flat, strict=False):
+    for j, axes in zip(shown, panels(figure, len(shown), across), strict=True):
         heat_map(axes, found.probs[j].numpy(), Normalize(0, 1), "{:.2f}" if size <= WRITTEN else "")
         axes.set_title(f"{found.raters[j]}  ({count(found.counts[j], 'label')})", fontsize=TEXT, loc="left")
         axes.set_xticks(range(len(found.labels)), list(found.labels))
@@ -72,8 +67,7 @@ def confusion(fit: Fitted, data: Any = None) -> Figure:
     figure.supylabel("class, and its share of the rows", fontsize=TEXT)
     color_bar(figure, Normalize(0, 1), "probability in the class")
     if len(found.raters) > PANELS:
-        more = f"{PANELS} of {len(found.raters)}, those of most labels"
-        figure.text(0.99, 0.99, more, ha="right", va="top", fontsize=SMALL)
+        left_out(figure, f"{PANELS} of {len(found.raters)}, those of most labels")
     return figure
 
 

@@ -13,9 +13,8 @@ from torch import Tensor
 
 from ..posterior.base import Fitted
 from .clusters import certainty, component_handles
-from .columns import Reading, UnfitKind
-from .reader import read_columns
-from .style import TOTAL, color, count, dress, legend, marker, picture
+from .drawing import TOTAL, color, count, dress, legend, marker, picture
+from .reading import Reading, UnfitKind, read_columns
 
 
 def regressions(fit: Fitted, data: Any = None) -> Figure:

@@ -20,16 +20,15 @@ from ..data.schema import Dataset
 from ..data.streams import Rows
 from ..data.structures import num_rows, slice_rows
 from ..posterior.base import Fitted
-from .columns import UnfitKind
-from .latents import means_of, sheet, side_of
-from .style import DATA, PALETTE, SMALL, dress, legend, percent, picture
+from .drawing import DATA, PALETTE, SMALL, dress, images, legend, panels, percent, picture
+from .latents import means_of, side_of
+from .reading import UnfitKind
 
 ACROSS, COLUMNS = 12, 12  # images side by side; columns of a table that are drawn
 SHOWN, MADE = 500, 1000  # rows of a table that are drawn; rows that are made up
 WIDEST = 100  # columns of a table: of more, a dozen say little
 PATHS, STEPS = 5, 9  # ways from row to row, and rows on each
 BARS, NAMED = 30, 6  # of a histogram; labels that an axis names
-MISSING = "#F3C9A5"  # cells that nobody has seen
 
 
 def reconstruction(fit: Fitted, data: Any = None) -> Figure:
@@ -50,8 +49,8 @@ def reconstruction(fit: Fitted, data: Any = None) -> Figure:
         if bool(given.isnan().any()):
             strips.append(("filled in", said("impute")))
         return _strips(fit, strips, side)
-    figure, panels = _panels(fit, dataset)
-    for axes, column, name, labels in panels:
+    figure, each = _panels(fit, dataset)
+    for axes, column, name, labels in each:
         seen = ~given[:, column].isnan()
         x, y = given[seen, column], expected[seen, column]
         if not len(x):
@@ -77,13 +76,13 @@ def samples(fit: Fitted, data: Any = None) -> Figure:
     given = numbers_of(picked(fit, dataset, spread(dataset.values, 2 * ACROSS if side else SHOWN)), fit.schema)
     if side:
         figure: Figure = picture(fit, 9.4, 6.2)
-        panels = figure.subplots(2, 1, height_ratios=(2, 4))
-        for axes, rows, title in zip(panels, (given, made), ("rows of the data", "rows made up"), strict=True):
+        both = figure.subplots(2, 1, height_ratios=(2, 4))
+        for axes, rows, title in zip(both, (given, made), ("rows of the data", "rows made up"), strict=True):
             across = min(ACROSS, len(rows))
-            _images(axes, rows[: len(rows) // across * across].reshape(-1, across, side, side), title)
+            images(axes, rows[: len(rows) // across * across].reshape(-1, across, side, side), title)
         return figure
-    figure, panels = _panels(fit, dataset)
-    for axes, column, name, labels in panels:
+    figure, each = _panels(fit, dataset)
+    for axes, column, name, labels in each:
         both = [part[:, column][~part[:, column].isnan()] for part in (given, made)]
         if not all(map(len, both)):
             dress(axes, f"{name}: missing in all of these rows")
@@ -115,12 +114,12 @@ def interpolation(fit: Fitted, data: Any = None) -> Figure:
     paths = [told(fit, "interpolate", *ends, STEPS, rows) for ends in zip(starts, ends, strict=True)]
     if side:
         figure: Figure = picture(fit, 8.2, 5.6)
-        _images(
+        images(
             figure.add_subplot(), torch.stack(paths).reshape(-1, STEPS, side, side), "from row to row: expected rows"
         )
         return figure
-    figure, panels = _panels(fit, dataset)
-    for axes, column, name, labels in panels:
+    figure, each = _panels(fit, dataset)
+    for axes, column, name, labels in each:
         draw = axes.step if labels else axes.plot
         draw(range(STEPS), paths[0][:, column].numpy(), color=PALETTE[0], linewidth=2, marker="o", markersize=4)
         if labels:
@@ -164,28 +163,9 @@ def told(fit: Fitted, verb: str, *args: Any) -> Tensor:
 
 def _strips(fit: Fitted, strips: list[tuple[str, Tensor]], side: int) -> Figure:
     figure = picture(fit, 9.4, 1.2 + 1.05 * len(strips))
-    panels = figure.subplots(len(strips), 1, squeeze=False)[:, 0]
-    for axes, (title, rows) in zip(panels, strips, strict=True):
-        _images(axes, rows.reshape(1, -1, side, side), title)
+    for axes, (title, rows) in zip(panels(figure, len(strips), 1), strips, strict=True):
+        images(axes, rows.reshape(1, -1, side, side), title)
     return figure
-
-
-def _images(axes: Axes, images: Tensor, title: str) -> None:
-    """Images (rows, columns, side, side), ink dark; missing cells in a colour of their own."""
-    cells = sheet(images.nan_to_num(nan=-math.inf))
-    shown, gaps = cells.clone(), cells == -math.inf
-    shown[gaps] = math.nan
-    finite = shown[shown.isfinite()]
-    limits: dict[str, Any] = {"vmin": float(finite.min()), "vmax": float(finite.max())} if len(finite) else {}
-    axes.imshow(shown.numpy(), cmap="gray_r", interpolation="nearest", **limits)
-    if bool(gaps.any()):
-        from matplotlib.colors import ListedColormap
-
-        axes.imshow(torch.where(gaps, 1.0, math.nan).numpy(), cmap=ListedColormap([MISSING]), interpolation="nearest")
-        title += " (coloured: missing)"
-    dress(axes, title)
-    axes.set(xticks=[], yticks=[])
-    axes.spines[:].set_visible(False)
 
 
 def _panels(fit: Fitted, dataset: Dataset) -> tuple[Figure, list[tuple[Axes, int, str, tuple[Any, ...]]]]:
@@ -194,13 +174,10 @@ def _panels(fit: Fitted, dataset: Dataset) -> tuple[Figure, list[tuple[Axes, int
     names = dataset.schema.columns or tuple(f"column {place}" for place in range(width))
     count = min(width, COLUMNS)
     across = min(4, count)
-    down = -(-count // across)
-    figure = picture(fit, max(5.2, 2.9 * across), 1.0 + 2.5 * down)
-    found = figure.subplots(down, across, squeeze=False).ravel()
-    for axes in found[count:]:
-        axes.set_axis_off()
+    figure = picture(fit, max(5.2, 2.9 * across), 1.0 + 2.5 * -(-count // across))
     labels = [tuple(dataset.schema.labels.get(name, ())) for name in names]
-    return figure, [(found[place], place, str(names[place]), labels[place]) for place in range(count)]
+    found = enumerate(panels(figure, count, across))
+    return figure, [(axes, place, str(names[place]), labels[place]) for place, axes in found]
 
 
 def _edges(values: Tensor) -> Tensor:

@@ -8,10 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyro.distributions as dist
 import torch
-from matplotlib import colormaps
-from matplotlib.axes import Axes
-from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Colormap, LogNorm, Normalize
+from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
@@ -20,9 +17,8 @@ from torch import Tensor
 
 from ..posterior.base import Fitted
 from .clusters import component_handles, rows_read
-from .columns import Item, Reading
-from .reader import read_columns
-from .style import DATA, SMALL, SUM_LINE, TEXT, TOTAL, color, dress, legend, marker, percent, picture
+from .drawing import DATA, SUM_LINE, TEXT, TOTAL, color, color_bar, dress, heat_map, legend, marker, percent, picture
+from .reading import Item, Reading, read_columns
 
 LINES = 30  # of a block of a heat map; more stand in blocks side by side
 BARS = 60  # counts with a bar each; a wider range is binned
@@ -202,40 +198,3 @@ def expected_counts(reading: Reading) -> tuple[Tensor, str]:
         parts = [reading.by_component(i, i.base.probs, i.inner, i.values.shape[1:]).flatten(1) for i in reading.items]
         return torch.cat(parts, 1), "share of all counts"
     return reading.mean(), "expected count"
-
-
-# --- heat maps --------------------------------------------------------------------------------------------------------
-
-
-def heat_map(axes: Axes, table: np.ndarray, norm: Normalize, digits: str) -> None:
-    """Cells of a table (lines, columns) as colours, with their numbers in a colour that stands out."""
-    axes.imshow(table, cmap=_cmap(), norm=norm, aspect="auto")
-    axes.set_xticks(np.arange(-0.5, table.shape[1]), minor=True)
-    axes.set_yticks(np.arange(-0.5, table.shape[0]), minor=True)
-    axes.grid(which="minor", color="white", linewidth=1)
-    axes.tick_params(which="both", length=0, labelsize=SMALL)
-    axes.spines[:].set_visible(False)
-    if not digits:
-        return
-    for (line, column), value in np.ndenumerate(table):
-        dark = norm(value) > 0.55
-        axes.text(
-            column,
-            line,
-            digits.format(value),
-            ha="center",
-            va="center",
-            fontsize=SMALL,
-            color="white" if dark else TOTAL,
-        )
-
-
-def _cmap() -> Colormap:
-    return colormaps["Blues"]
-
-
-def color_bar(figure: Figure, norm: Normalize, label: str) -> None:
-    bar = figure.colorbar(ScalarMappable(norm, _cmap()), ax=figure.axes, shrink=0.9, aspect=30, pad=0.02)
-    bar.set_label(label, fontsize=TEXT)
-    bar.ax.tick_params(labelsize=SMALL)
-    bar.outline.set_visible(False)

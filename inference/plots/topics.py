@@ -11,8 +11,8 @@ from torch import Tensor
 
 from ..diagnose.topics import mixes_topics, shared_matrix, topic_shares
 from ..posterior.base import Fitted
-from .columns import UnfitKind
-from .style import DATA, SMALL, TEXT, color, count, dress, picture
+from .drawing import DATA, SMALL, TEXT, color, count, dress, left_out, panels, picture
+from .reading import UnfitKind
 
 WORDS = 8  # of a topic that are drawn
 PANELS = 12  # topics at most
@@ -33,10 +33,7 @@ def topics(fit: Fitted, data: Any = None) -> Figure:
     across = min(4, len(chosen))
     down = math.ceil(len(chosen) / across)
     figure = picture(fit, 1.0 + 2.7 * across, 1.0 + 2.3 * down)
-    grid = figure.subplots(down, across, squeeze=False)
-    for axes in grid.flat[len(chosen) :]:
-        axes.set_visible(False)
-    for place, (k, axes) in enumerate(zip(chosen, grid.flat, strict=False)):
+    for place, (k, axes) in enumerate(zip(chosen, panels(figure, len(chosen), across), strict=True)):
         best = matrix[k].argsort()[::-1][: min(WORDS, matrix.shape[1])]
         axes.barh(range(len(best)), matrix[k, best], color=color(place), height=0.72)
         axes.set_yticks(range(len(best)), [names[v] for v in best])
@@ -45,7 +42,7 @@ def topics(fit: Fitted, data: Any = None) -> Figure:
         dress(axes, f"topic {k}{part}", "share in the topic" if place >= len(chosen) - across else "")
         axes.tick_params(axis="y", length=0)
     if len(matrix) > PANELS:
-        figure.text(0.99, 0.99, f"{PANELS} of {len(matrix)} topics", ha="right", va="top", fontsize=SMALL)
+        left_out(figure, f"{PANELS} of {len(matrix)} topics")
     return figure
 
 

@@ -109,6 +109,9 @@ class Witness:
                 except (ValueError, RuntimeError, IndexError, NotImplementedError, TypeError, KeyError) as error:
                     why = why or f"Pyro's own run of the model failed ({first_line(error)})"
                 else:
+                    if when == "start" and math.isnan(theirs.log_prob):  # a param that was moved out of its support
+                        why = why or "by Pyro log p is no number at the start"
+                        continue
                     same = self._same(ours, theirs, data, values)
                     if rows is None:
                         self.whole = True  # the rows do not stand for themselves

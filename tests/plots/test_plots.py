@@ -25,12 +25,12 @@ from latentzoo.inference.data.adapt import adapt
 from latentzoo.inference.data.bundled.tables import load_bundled
 from latentzoo.inference.optimize.modes import Mode, ModeMap
 from latentzoo.inference.plots import clusters as plots_clusters
-from latentzoo.inference.plots import reader as plots_read
+from latentzoo.inference.plots import reading as plots_read
 from latentzoo.inference.plots.bound import iterations
 from latentzoo.inference.plots.clusters import apart, telling_pair
+from latentzoo.inference.plots.drawing import PALETTE, percent
 from latentzoo.inference.plots.kinds import KINDS, OF_ROWS, plot
-from latentzoo.inference.plots.reader import read_columns
-from latentzoo.inference.plots.style import PALETTE, percent
+from latentzoo.inference.plots.reading import read_columns
 from latentzoo.models.registry import ENTRIES
 from latentzoo.models.registry import entry as registered
 
