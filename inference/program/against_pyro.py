@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -32,6 +32,7 @@ CELLS = 200_000  # log densities of a comparison on few rows
 ALL = 50_000_000  # of one on all rows, where few do not stand for themselves
 ROUNDING = 1e-7  # of the terms' size, in float64
 NUMBERS = 100  # integrated at once
+TRIES = 5  # draws of a prior, to see whether a latent matters
 CONFIGURATIONS = 8  # of discrete latents beside continuous ones that are integrated
 
 
@@ -384,6 +385,32 @@ def used_again(model: Any, data: Any, sites: dict[str, Any], free: list[str]) ->
     low, high = traced(model, data, gaps, **fixed), traced(model, data, Gaps(high=True), **fixed)
     moved = [n for n in low if not math.isclose(float(low[n]["log_prob_sum"]), float(high[n]["log_prob_sum"]))]
     return list(gaps.found) if moved else []
+
+
+def without_gradient(model: Any, data: Any, values: Mapping[str, Tensor], latents: Iterable[str]) -> str | None:
+    """A shared latent that what is observed depends on by steps alone, as in ``t < tau``; no gradient leads to it.
+
+    Its gradient is 0, yet draws of its prior change the density.
+    """
+    base = traced(held(model, values), data, Gaps())
+    observed = [name for name, site in base.items() if site["is_observed"] and name not in values]
+    fixed = {**values, **{name: site["value"] for name, site in base.items() if not site["is_observed"]}}
+
+    def density(given: Mapping[str, Tensor]) -> Tensor:
+        sites = traced(held(model, given), data, Gaps())
+        return torch.stack([sites[name]["log_prob_sum"] for name in observed]).sum()
+
+    for name in latents:
+        leaf = values[name].detach().clone().requires_grad_()
+        with torch.enable_grad():
+            total = density({**fixed, name: leaf})
+            slope = torch.autograd.grad(total, leaf, allow_unused=True)[0] if total.requires_grad else None
+        if slope is not None and bool((slope != 0).any()):
+            continue
+        others = {other: value for other, value in fixed.items() if other != name}
+        if any(not torch.isclose(density(others), total.detach(), rtol=1e-9) for _ in range(TRIES)):
+            return name
+    return None
 
 
 # --- what is integrated -----------------------------------------------------------------------------------------------

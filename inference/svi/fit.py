@@ -27,7 +27,7 @@ from ..optimize.label_switching import label_cells
 from ..optimize.modes import Outcome, Reached, map_modes
 from ..optimize.starts import first_starts
 from ..pair import Pair
-from ..program.against_pyro import Witness, quietly
+from ..program.against_pyro import Unchecked, Witness, quietly, without_gradient
 from ..program.checks import check_rows, check_spread, check_values
 from ..program.compiler import compile_program
 from ..program.estep import one_thread
@@ -47,6 +47,7 @@ from .user_guide import OwnGuide, check_batches
 
 FULL_BATCH = 5_000  # rows up to which every step sees all of them
 BATCH = 1_000
+SMOOTH = 5_000  # rows up to which latents without a gradient are looked for
 LARGE = 1_000_000  # numbers of a step from which torch's threads pay
 
 
@@ -145,7 +146,10 @@ def hold(when: str, pair: Pair, run: Run) -> str:
     along = {n: structure.data_dim - nodes[n]["fn"].event_dim for n in structure.continuous}
     sites = partial(sums_by_site, program)
     model = Witness("svi", pair.model, program.data, objective.log_joint, program.num_rows, sites, along=along)
-    why = model.compare(when, {**objective.values(free), **latents})
+    values = {**objective.values(free), **latents}
+    why = model.compare(when, values)
+    if when == "start" and not why and program.num_rows <= SMOOTH:
+        check_smooth(pair, program, values)
     if isinstance(objective.sampler, OwnGuide) and not why:
 
         def log_q(rows: Tensor | None, values: Any) -> float:
@@ -155,6 +159,22 @@ def hold(when: str, pair: Pair, run: Run) -> str:
         guide = Witness("svi", pair.guide, program.data, log_q, program.num_rows, along=along)
         guide.compare(when, {**objective.sampler.values(free), **latents})
     return why
+
+
+def check_smooth(pair: Pair, program: Program, values: dict[str, Tensor]) -> None:
+    """Every shared latent that matters has a gradient."""
+    shared = [name for name, param in program.structure.params.items() if param.prior is not None and name in values]
+    with quietly():
+        try:
+            name = without_gradient(pair.model, program.data, values, shared)
+        except (Unchecked, ValueError, RuntimeError, IndexError):  # seen by nobody
+            return
+    if name is not None:
+        raise ModelError(
+            f"svi: what is observed depends on latent '{name}' by steps alone, as in torch.where(t < {name}, ...), so "
+            f"no gradient leads to its value: write a smooth step, torch.sigmoid((t - {name}) / width), or give it "
+            f"a few values on a grid and compare the fits"
+        )
 
 
 def _level(run: Run) -> Level:

@@ -172,7 +172,7 @@ def test_rows_taken_at_random_are_refused():
         with pyro.plate("data", len(x), subsample_size=20) as rows:
             pyro.sample("x", dist.Normal(loc, 1.0), obs=x[rows])
 
-    with pytest.raises(ModelError, match=r"20 of its 100 rows at random .*batch_size=20"):
+    with pytest.raises(ModelError, match=r"20 of its 100 .*batch_size=20"):
         em(Pair(model), draw(100), progress=False)
 
 
