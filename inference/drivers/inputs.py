@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -57,8 +58,7 @@ def _run(pair: Pair, dataset: Dataset, size: int | None) -> Plates | None:
     """The plates of a run of the model, on a few rows or all of them; None where it fails."""
     few = densified(dataset.values if size is None else template(dataset.values, size))
     for dtype in (torch.float64, torch.float32):  # that of networks
-        found = Plates()
-        values = map_tensors(lambda t, to=dtype: t.to(to) if t.is_floating_point() else t, few)
+        found, values = Plates(), map_tensors(partial(_floats_as, dtype), few)
         try:
             with engine_state(0, device_of(values), dtype), torch.no_grad(), Bind({}, networks={}), found:
                 on_table(pair, dataset.schema).model(values)
@@ -66,6 +66,10 @@ def _run(pair: Pair, dataset: Dataset, size: int | None) -> Plates | None:
         except Exception:  # whatever is wrong will be said by who reads the model
             continue
     return None
+
+
+def _floats_as(dtype: torch.dtype, value: torch.Tensor) -> torch.Tensor:
+    return value.to(dtype) if value.is_floating_point() else value
 
 
 def _plate_of_rows(pair: Pair, dataset: Dataset) -> str | None:

@@ -13,7 +13,8 @@ from typing import ParamSpec, TypeVar
 
 from ..base.errors import DataError, FitError, ModelError, OptionError, RegistryError, RunError
 
-P, R = ParamSpec("P"), TypeVar("R")
+P = ParamSpec("P")
+R = TypeVar("R")
 
 NAMES = {"pick": "auto"}
 ENGINE = Path(__file__).resolve().parents[1]

@@ -229,7 +229,8 @@ def gaps_of(data: Any) -> Tensor:
 
 def held(model: Any, values: Mapping[str, Tensor]) -> Any:
     """The model with its params and some latents at values."""
-    return Unmasked(set(values))(poutine.condition(poutine.substitute(model, data=values), data=values))
+    given = dict(values)
+    return Unmasked(set(given))(poutine.condition(poutine.substitute(model, data=given), data=given))
 
 
 class Unmasked(Messenger):
@@ -250,7 +251,8 @@ def traced(model: Any, data: Any, gaps: Gaps, **latents: Tensor) -> dict[str, An
     """The sample sites of a plain run, scored."""
     with gaps, Unmasked(set(latents)):
         trace = poutine.trace(poutine.condition(model, data=latents) if latents else model).get_trace(data)
-    for name, site in trace.nodes.items():
+    sites: dict[str, Any] = dict(trace.nodes)
+    for name, site in sites.items():
         if type(site.get("fn")).__name__ == "_Subsample" and len(site["value"]) < site["fn"].size:
             part = len(site["value"])
             raise ModelError(
@@ -258,7 +260,7 @@ def traced(model: Any, data: Any, gaps: Gaps, **latents: Tensor) -> dict[str, An
                 f"plate without it, and give batch_size={part} to the fit"
             )
     trace.compute_log_prob()
-    return {name: site for name, site in trace.nodes.items() if counted(site)}
+    return {name: site for name, site in sites.items() if counted(site)}
 
 
 def counted(site: Any) -> bool:

@@ -73,9 +73,9 @@ class Iterates:
     @classmethod
     def from_state(cls, state: dict[str, Any], device: torch.device) -> Iterates:
         """As it was, on a device."""
-        found = {n: v.to(device) if isinstance(v, Tensor) else v for n, v in state.items()}
-        blocks = [Block(size, mean.to(device), square.to(device)) for size, mean, square in state["blocks"]]
-        return cls(**{**found, "blocks": blocks})
+        found: dict[str, Any] = {n: v.to(device) if isinstance(v, Tensor) else v for n, v in state.items()}
+        found["blocks"] = [Block(size, mean.to(device), square.to(device)) for size, mean, square in state["blocks"]]
+        return cls(**found)
 
     def last_half(self) -> list[Block]:
         """The more recent half of the blocks."""

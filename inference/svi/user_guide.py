@@ -202,12 +202,12 @@ def own_guide(
     return OwnGuide(guide, structure, free, of_model, _exact(sites, structure), normals, rows), parts
 
 
-FAMILIES = {
+FAMILIES: dict[type[AutoGuide], str] = {
     AutoDiagonalNormal: "mean_field",
     AutoMultivariateNormal: "full_rank",
     AutoLowRankMultivariateNormal: "low_rank",
 }
-RUN = (AutoNormal, AutoDelta)  # of Pyro's autoguides those that are run as they are
+RUN: tuple[type[AutoGuide], ...] = (AutoNormal, AutoDelta)  # of Pyro's autoguides those that are run as they are
 
 
 def family_of(guide: Any, pair: Pair, data: Any) -> str | None:

@@ -72,10 +72,9 @@ class Symbol(torch.Tensor):
                     return _mark(out, known)
                 if name in SELECTIONS or func in TRANSPOSES:
                     return _mark_all(out, func(known.cells, *args[1:], **kwargs), known)
-            if name in JOINS and (known := _one_root(args)) is not None:
-                return _mark(
-                    out, known._replace(cells=func([part.provenance.cells for part in args[0]], *args[1:], **kwargs))
-                )
+            if name in JOINS and (joined := _one_root(args)) is not None:
+                cells = func([part.provenance.cells for part in args[0]], *args[1:], **kwargs)
+                return _mark(out, joined._replace(cells=cells))
             form = _form(func, name, args, kwargs, out, symbols)
             if (normalised := _normalisation(name, args)) is not None:
                 return _mark(out, normalised)

@@ -68,7 +68,9 @@ def load_bundled(name: str) -> Any:
         raise ValueError(f"load_bundled: no data set {name!r}; there are {', '.join(BUNDLED)}")
     if (HERE / f"{name}.csv").exists():
         table = _typed(name)
-        return {"karate_club": _adjacency, "girls": _rows_of_correlations}.get(name, lambda same: same)(table)
+        if name == "karate_club":
+            return _adjacency(table)
+        return _rows_of_correlations(table) if name == "girls" else table
     if name in ("docstrings", "documentation"):
         return docstrings() if name == "docstrings" else documentation()
     from sklearn import datasets
