@@ -153,5 +153,9 @@ def _moved(before: Params, now: Params, place: int) -> float:
 
 
 def _kept(expected: Any, left: list[int]) -> Any:
-    sums = {name: (s1[left], s0[left]) for name, (s1, s0) in expected.sums.items()}
+
+    def of(sums: torch.Tensor) -> torch.Tensor:
+        return sums[left] if len(sums) > 1 else sums  # of constants, the same for all
+
+    sums = {name: (of(s1), of(s0)) for name, (s1, s0) in expected.sums.items()}
     return expected._replace(log_prob=expected.log_prob[left], sums=sums)

@@ -150,6 +150,12 @@ def test_em_that_is_asked_for_says_that_it_is_a_mode():
     assert "MAP" not in repr(em(Pair(mixture), X, progress=False))
 
 
+def test_restarts_of_a_mixture_with_constant_weights():
+    one, five = (em(Pair(mixture), X, restarts=restarts, progress=False) for restarts in (1, 5))
+    assert len(five.mode_map.bounds) == 5
+    assert five.log_likelihood >= one.log_likelihood - 1e-9
+
+
 def test_a_nan_that_the_model_makes_is_no_gap():
     def model(x):
         loc = pyro.param("loc", torch.tensor(0.0))
