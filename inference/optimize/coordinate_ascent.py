@@ -153,9 +153,8 @@ def _moved(before: Params, now: Params, place: int) -> float:
 
 
 def _kept(expected: Any, left: list[int]) -> Any:
-
-    def of(sums: torch.Tensor) -> torch.Tensor:
-        return sums[left] if len(sums) > 1 else sums  # of constants, the same for all
+    def of(value: Any) -> Any:  # what is the same in all restarts is held once
+        return value[left] if len(value) > 1 else value
 
     sums = {name: (of(s1), of(s0)) for name, (s1, s0) in expected.sums.items()}
-    return expected._replace(log_prob=expected.log_prob[left], sums=sums)
+    return expected._replace(log_prob=of(expected.log_prob), sums=sums)

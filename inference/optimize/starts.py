@@ -124,7 +124,7 @@ def first_starts(
 
 def _is_symmetric(program: Program, starts: Params) -> bool:
     """Whether the first start gives every row the same posterior: EM could never tell its labels apart."""
-    if not program.latents or program.num_rows < 2:
+    if not program.structure.latents or program.num_rows < 2:
         return False
     first = {name: value[:1] for name, value in starts.items()}
     for _, posteriors in expected_counts(program, first):

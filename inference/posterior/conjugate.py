@@ -16,12 +16,12 @@ from ..base.rng import forked
 from ..base.unconstrained import Parts
 from ..cavi.derivation import mean_field
 from ..cavi.mean_field import MeanField
+from ..cavi.sweeps import Sweeps
 from ..data.schema import Dataset
 from ..families.factors import Point as PointFactor
 from ..optimize.label_switching import Cells as LabelCells
 from ..optimize.label_switching import label_cells
 from ..program.deterministic import Moments
-from ..program.estep import Expectations
 from ..program.posteriors import marginals
 from ..program.program import Program
 from ..program.sites import Params
@@ -243,12 +243,12 @@ def of_rows(derived: MeanField, shared: Parts) -> Parts:
     noise = {n: torch.randn(nodes[n]["value"].shape, generator=random, dtype=torch.float64) for n in names}
     values = {n: transform_to(nodes[n]["fn"].support)(noise[n]).unsqueeze(0) for n in names}
     means = {**derived.means(shared), **{n: derived.families[n].statistics(v) for n, v in values.items()}}
-    nothing = Expectations(torch.zeros(1, dtype=torch.float64), {}, {})
+    sweeps = Sweeps(derived, None, 1, 1)
     found: Parts = {}
     for _ in range(LOCAL_SWEEPS):
-        before = dict(found)
+        before, stats = dict(found), sweeps.expect(means)
         for name in names:
-            found[name] = derived.update(name, means, nothing)
+            found[name] = derived.update(name, means, stats)
             means[name] = derived.families[name].mean(found[name])
         if len(names) == 1 or (before and all(torch.allclose(found[n], before[n], rtol=1e-10) for n in names)):
             break

@@ -1,5 +1,7 @@
 """Other things that Pyro programs do: finite latents of every family, constants in float32, modules, conditioning."""
 
+import math
+
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -9,8 +11,9 @@ from pyro import poutine
 from pyro.distributions import constraints
 from pyro.infer.reparam import LocScaleReparam
 from pyro.nn import PyroModule, PyroParam, PyroSample
+from torch import Tensor
 
-from latentzoo import Pair, em, svi, zoo
+from latentzoo import Pair, cavi, em, svi, zoo
 from latentzoo.inference.base.errors import DataError
 
 ENUMERATE = {"enumerate": "parallel"}
@@ -185,3 +188,56 @@ def test_a_latent_in_another_parameterization_has_the_same_posterior():
     assert 1 + 2 * float(fit.params["m_decentered"]) == pytest.approx(float(right), abs=1e-6)
     by_svi = svi(Pair(moved), X, progress=False)
     assert 1 + 2 * float(by_svi.params["m_decentered"]) == pytest.approx(float(right), abs=5e-3)
+
+
+def test_restarts_of_a_latent_whose_weights_are_constant() -> None:
+    x = torch.cat([torch.randn(60), torch.randn(60) + 4]).double()
+
+    def model(x: Tensor) -> None:
+        m = pyro.param("m", torch.tensor([0.0, 1.0]))
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Categorical(torch.tensor([0.5, 0.5])), infer={"enumerate": "parallel"})
+            pyro.sample("x", dist.Normal(m[z], 1.0), obs=x)
+
+    fit = em(Pair(model), x, restarts=5)
+    parts = torch.stack([dist.Normal(m, 1.0).log_prob(x) for m in fit.params["m"]])
+    assert fit.log_likelihood == pytest.approx(float((parts.logsumexp(0) - math.log(2)).sum()), abs=1e-8)
+    assert len(fit.mode_map.bounds) == 5
+
+
+def test_a_rows_own_latent_under_a_mean_field_and_its_verbs() -> None:
+    x = 2 + torch.randn(200).double() * 1.5
+
+    def model(x: Tensor) -> None:
+        b = pyro.sample("b", dist.Normal(0.0, 5.0))
+        tau = pyro.sample("tau", dist.Gamma(1.0, 1.0))
+        with pyro.plate("data", len(x)):
+            u = pyro.sample("u", dist.Normal(b, 1.0))
+            pyro.sample("x", dist.Normal(u, tau**-0.5), obs=x)
+
+    fit = cavi(Pair(model), x)
+    assert fit.posterior("b").loc.item() == pytest.approx(float(x.mean()), abs=0.02)
+    marginal = dist.Normal(fit.params["b"], (1 + 1 / fit.params["tau"]).sqrt()).log_prob(x)
+    torch.testing.assert_close(fit.score(), marginal, rtol=0, atol=0.1)
+    assert fit.latents()["u"].mean.shape == (200,)
+
+
+def test_classes_that_the_start_leaves_alike_are_moved_apart_beside_a_covariate() -> None:
+    generator = torch.Generator().manual_seed(2)
+    x = torch.randn(300, generator=generator).double()
+    of_first = torch.rand(300, generator=generator) < torch.sigmoid(x)
+    probs = torch.where(of_first[:, None], 0.85, 0.2)
+    y = (torch.rand(300, 4, generator=generator) < probs).double()
+
+    def model(x: Tensor, y: Tensor) -> None:
+        g = pyro.param("g", torch.zeros(2))
+        p = pyro.param("p", torch.full((2, 4), 0.5), constraint=constraints.unit_interval)
+        with pyro.plate("data", len(x)):
+            logits = torch.stack([torch.zeros_like(x), g[0] + g[1] * x], -1)
+            c = pyro.sample("c", dist.Categorical(logits=logits), infer={"enumerate": "parallel"})
+            pyro.sample("y", dist.Bernoulli(p[c]).to_event(1), obs=y)
+
+    fit = em(model, (x, y))
+    found = fit.params["p"].mean(1).sort().values
+    assert found[0].item() == pytest.approx(0.2, abs=0.08)
+    assert found[1].item() == pytest.approx(0.85, abs=0.08)
