@@ -22,7 +22,7 @@ from torch.distributions import Independent, MultivariateNormal, Normal, kl_dive
 from ..data.streams import first_rows
 from ..data.structures import is_missing, num_rows, slice_rows, tensors_of
 from ..distributions.missing import Missing
-from ..nn.flows import Flow
+from ..nn.posteriors import Flow
 from ..program.against_pyro import COMPARED, Witness, gaps_of, quietly
 from ..trace.handlers import Bind, base_of, is_bookkeeping
 from .reader import Story, at_rest, value_of

@@ -24,11 +24,10 @@ from ..pair import Pair
 from ..program.estep import one_thread
 from ..svi.ascent import Ascent, NotFinite, optimizer_of
 from ..svi.checkpoints import Checkpoints
-from ..svi.level import affordable
 from ..svi.options import SVIOptions, Warmup
 from ..svi.plateau import WINDOW, PatienceEnded, State
 from ..svi.replay import Steps
-from ..svi.training import told, trained
+from ..svi.training import affordable, told, trained
 from ..trace.handlers import ROOM_FOR_PLATES, Bind, engine_state, run
 from .bounds import hold, values_from
 from .checks import check_batch, check_free_bits, check_rows_seen, check_sites

@@ -12,8 +12,8 @@ from torch import Tensor
 from ..base.rng import forked
 from ..data.streams import first_rows, with_draws
 from ..data.structures import num_rows, slice_rows, tensors_of
-from ..svi.level import ERROR, Level
 from ..svi.options import SVIOptions, Warmup
+from ..svi.training import ERROR, Level
 from .bounds import Reweighted, draw, elbo, elbos, importance_bound, log_weights, terms, values_from
 from .reader import Story, at_rest, to_dtype
 

@@ -10,10 +10,8 @@ from torch import Tensor
 from ..base.errors import OptionError
 from ..base.options import check_counts, check_options, check_seed
 from ..optimize.coordinate_ascent import Runner, Steps
-from ..optimize.label_switching import Cells
-from ..optimize.minibatches import BatchSteps, stepwise
-from ..optimize.modes import Outcome, Reached, map_modes, rank
-from ..optimize.schedule import Schedule
+from ..optimize.minibatches import BatchSteps, Schedule, stepwise
+from ..optimize.modes import Cells, Outcome, Reached, map_modes, rank
 from ..optimize.stopping import Settled, Stop
 from ..program.program import Program
 from ..program.sites import Params

@@ -13,8 +13,7 @@ from ..data.schema import Dataset
 from ..data.sparse import Bags, densified
 from ..families.factors import Point
 from ..linear_gaussian.marginalize import check_handed_on
-from ..optimize.label_switching import label_cells
-from ..optimize.modes import Outcome, Reached
+from ..optimize.modes import Outcome, Reached, label_cells
 from ..optimize.starts import first_starts, jitter
 from ..pair import Pair
 from ..program.against_pyro import Witness

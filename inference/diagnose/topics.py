@@ -21,7 +21,7 @@ from ..data.sparse import Bags, bags_of, densified
 from ..data.streams import Rows
 from ..posterior.base import Fitted
 from ..posterior.counts import mixes_profiles
-from ..posterior.topic_shares import shares_of, topics_of
+from ..posterior.summary import shares_of, topics_of
 from ..trace.handlers import engine_state
 
 

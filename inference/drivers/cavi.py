@@ -13,7 +13,7 @@ from ..cavi.climb import CAVIOptions
 from ..cavi.fit import fit_cavi
 from ..data.structures import num_rows
 from ..fit import Fit
-from ..optimize.schedule import Schedule
+from ..optimize.minibatches import Schedule
 from ..pair import Pair
 from ..trace.handlers import engine_state
 from .finish import finish

@@ -12,7 +12,7 @@ from ..base.options import row_weights
 from ..data.structures import num_rows
 from ..em.fit import EMOptions, fit_em
 from ..fit import Fit
-from ..optimize.schedule import Schedule
+from ..optimize.minibatches import Schedule
 from ..pair import Pair
 from ..trace.handlers import engine_state
 from .finish import finish

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributions import transform_to
 
 from ..base.errors import FitError, OptionError
 from ..base.options import check_counts, check_options, check_seed
@@ -16,10 +17,9 @@ from ..linear_gaussian.groups import Mixed, find_mixed
 from ..linear_gaussian.loadings import spread_by_column, turned
 from ..linear_gaussian.marginalize import read_exact
 from ..optimize.coordinate_ascent import Runner
-from ..optimize.label_switching import label_cells
-from ..optimize.minibatches import stepwise
-from ..optimize.modes import Outcome, Reached, map_modes, rank
-from ..optimize.schedule import Schedule
+from ..optimize.minibatches import Schedule, stepwise
+from ..optimize.modes import Outcome, Reached, label_cells, map_modes, rank
+from ..optimize.newton import Free, lbfgs, newton
 from ..optimize.starts import first_starts, jitter
 from ..optimize.stopping import Settled, Stop
 from ..pair import Pair
@@ -29,8 +29,8 @@ from ..program.compiler import compile_program
 from ..program.estep import one_thread
 from ..program.objective import witness
 from ..program.program import Program
+from ..program.sites import Params
 from ..trace.structure import Structure, read_again
-from .mixed import MixedSteps
 from .mstep import EMSteps
 from .plan import make_plan
 from .separation import check_certain
@@ -187,3 +187,55 @@ def _collapsed(
     first = first.scatter_reduce(0, group, torch.arange(len(values), device=values.device), "amin")
     distinct = slice_rows(values, first)
     return distinct, total, read_again(model, distinct, structure)
+
+
+FEW = 16  # numbers: each costs a gradient of the gradient
+
+
+@dataclass(frozen=True)
+class MixedSteps:
+    """Steps up log p(x), or log p(x, shared latents) with those that are not summed out."""
+
+    mixed: Mixed
+    m_steps: int
+
+    @property
+    def together(self) -> bool:
+        return False
+
+    def bounds(self, state: Params) -> tuple[list[float], Any]:
+        """The bound at a state (1, *shape)."""
+        try:
+            with torch.no_grad():
+                return [self.mixed.log_prob({name: value[0] for name, value in state.items()}).item()], None
+        except torch.linalg.LinAlgError:
+            return [float("nan")], None
+
+    def improve(self, state: Params, expected: Any) -> Params:
+        """A state of a higher bound."""
+        params = self.mixed.structure.params
+        transforms = {name: transform_to(params[name].constraint) for name in state}
+        free = {name: transforms[name].inv(value[0]).detach().clone() for name, value in state.items()}
+        if not free:
+            return state
+
+        def objective(values: Free) -> Tensor:
+            try:
+                return self.mixed.log_prob({name: transforms[name](value) for name, value in values.items()})
+            except torch.linalg.LinAlgError:  # a step too far, where a spread is 0
+                return torch.nan * torch.stack([value.sum() for value in values.values()]).sum()
+
+        numbers = sum(value.numel() for value in free.values())
+        with torch.enable_grad():
+            start = objective(free).detach()
+            blocks = torch.arange(numbers).unsqueeze(0)
+            reached = newton(free, objective, blocks, self.m_steps) if numbers <= FEW else None
+            if reached is None or not reached.sound:
+                reached = lbfgs(free if reached is None else reached.free, objective, self.m_steps)
+        if not reached.value >= start:
+            return state
+        return {name: transforms[name](value).unsqueeze(0) for name, value in reached.free.items()}
+
+    def degenerate(self, state: Params) -> bool:
+        """A spread of 0 between groups is a sound estimate."""
+        return False

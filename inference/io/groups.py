@@ -14,7 +14,7 @@ from ..base.options import check_counts, check_seed
 from ..data.schema import Dataset
 from ..data.sparse import Bags
 from ..data.streams import as_one
-from ..optimize.label_switching import Cells
+from ..optimize.modes import Cells
 from ..posterior.base import Draws, Fitted
 from ..posterior.draws import param_draws
 from .arviz import to_arviz as open_in_arviz

@@ -13,6 +13,8 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
+from ..base.errors import DataError
+from ..data.columns import center_and_variance
 from ..distributions.missing import PartlyObserved
 from ..program.deterministic import Moments
 from ..program.missing_patterns import Patterns, find_patterns
@@ -229,3 +231,94 @@ def loadings_of(program: Program, params: Params) -> Loadings | None:
         return None
     loc, load, scale = (args[name].squeeze(1) for name in ("loc", "factor", "scale"))
     return Loadings(loc, load, scale**2)
+
+
+class Principal(NamedTuple):
+    """The closed form maximum of probabilistic PCA (Tipping and Bishop 1999, 3.2)."""
+
+    loadings: Tensor  # (D, K)
+    noise: Tensor  # () standard deviation of what the components leave
+
+
+def check_factors(x: Tensor, num_factors: int) -> None:
+    """Fewer factors than columns, so that something is left to be noise.
+
+    Raises
+    ------
+    DataError
+    """
+    width = x.shape[-1] if x.dim() == 2 else 1
+    if width <= num_factors:
+        raise DataError(
+            f"num_factors: met {num_factors} with data of {width} column{'s' * (width != 1)}, expected fewer factors "
+            f"than columns"
+        )
+
+
+def principal(covariance: Tensor, num_factors: int) -> Principal:
+    """Loadings on the first components of a covariance (D, D)."""
+    values, vectors = torch.linalg.eigh(covariance)
+    values, vectors = values.flip(0).clamp_min(0), vectors.flip(1)
+    noise = values[num_factors:].mean()
+    gain = (values[:num_factors] - noise).clamp_min(1e-3 * values[0])
+    return Principal(vectors[:, :num_factors] * gain.sqrt(), noise.clamp_min(1e-6 * values[0]).sqrt())
+
+
+def filled(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows (N, D) with missing cells at their column's mean; the mean and variance (D,) of each column."""
+    center, variance = center_and_variance(x)
+    return torch.where(x.isnan(), center, x.to(torch.float64)), center, variance
+
+
+def covariance_of(rows: Tensor) -> Tensor:
+    """Of rows (N, D) without missing cells."""
+    away = rows - rows.mean(0)
+    return away.mT @ away / max(len(rows), 1)
+
+
+STEPS = 1000
+STILL = 1e-15
+
+
+class Rotated(NamedTuple):
+    """Loadings after a rotation: ``loadings @ rotation`` of those before."""
+
+    loadings: Tensor  # (D, K)
+    rotation: Tensor  # (K, K) orthogonal
+
+
+def varimax(loadings: Tensor, normalize: bool = True) -> Rotated:
+    """Rotate loadings so that each factor loads strongly on few columns and hardly on the others (Kaiser 1958).
+
+    Parameters
+    ----------
+    loadings : Tensor (D, K)
+    normalize : bool
+        Rows are first divided by their lengths (Kaiser's normalisation), so that columns of small loadings count as
+        much as the others.
+
+    Returns
+    -------
+    Rotated
+        Factors in the order of their sums of squares, each with positive loadings in sum. Scores turn with it:
+        ``latents["u"].mean @ rotation``.
+    """
+    loadings = loadings.to(torch.float64)
+    count = loadings.shape[1]
+    rotation = torch.eye(count, dtype=torch.float64)
+    unit = loadings.norm(dim=1, keepdim=True).clamp_min(1e-300) if normalize else 1.0
+    rows = loadings / unit
+    before = 0.0
+    for _ in range(STEPS if count > 1 else 0):
+        turned = rows @ rotation
+        slope = rows.mT @ (turned**3 - turned * turned.square().mean(0))
+        left, values, right = torch.linalg.svd(slope)
+        rotation = left @ right
+        if values.sum() <= before * (1 + STILL):
+            break
+        before = float(values.sum())
+    turned = loadings @ rotation
+    order = turned.square().sum(0).argsort(descending=True)
+    sign = torch.where(turned.sum(0) < 0, -1.0, 1.0).to(turned)
+    rotation = (rotation * sign)[:, order]
+    return Rotated(loadings @ rotation, rotation)

@@ -8,9 +8,8 @@ from ..base.lazy import lazily
 __getattr__, __dir__, __all__ = lazily(
     __name__,
     {
-        "flows": "Flow",
         "likelihoods": "Likelihood likelihood_of",
         "networks": "Networks conv_decoder conv_encoder mlp",
-        "posteriors": "posterior_of",
+        "posteriors": "Flow posterior_of",
     },
 )

@@ -9,10 +9,9 @@ __getattr__, __dir__, __all__ = lazily(
     __name__,
     {
         "coordinate_ascent": "Runner Steps",
-        "minibatches": "stepwise",
+        "minibatches": "Schedule stepwise",
         "modes": "Mode ModeMap Outcome Reached map_modes",
         "newton": "lbfgs",
-        "schedule": "Schedule",
         "starts": "first_starts jitter starting_values",
         "stopping": "Settled Stop",
     },

@@ -13,8 +13,7 @@ from matplotlib.patheffects import withStroke
 from torch import Tensor
 
 from ..data.schema import Dataset
-from ..linear_gaussian.posterior import loadings_of, normal_moments
-from ..linear_gaussian.rotation import varimax
+from ..linear_gaussian.posterior import loadings_of, normal_moments, varimax
 from ..posterior.base import Fitted
 from ..posterior.exact import program_on
 from ..program.posteriors import joint_posterior

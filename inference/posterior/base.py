@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..base.options import check_seed
 from ..data.schema import Dataset, Schema
-from ..optimize.label_switching import Cells as LabelCells
+from ..optimize.modes import Cells as LabelCells
 from ..optimize.modes import ModeMap
 from ..pair import Pair
 from ..program.deterministic import Moments

@@ -19,8 +19,8 @@ from ..cavi.mean_field import MeanField
 from ..cavi.sweeps import Sweeps
 from ..data.schema import Dataset
 from ..families.factors import Point as PointFactor
-from ..optimize.label_switching import Cells as LabelCells
-from ..optimize.label_switching import label_cells
+from ..optimize.modes import Cells as LabelCells
+from ..optimize.modes import label_cells
 from ..program.deterministic import Moments
 from ..program.posteriors import marginals
 from ..program.program import Program

@@ -18,7 +18,7 @@ from ..cavi.counts.model import read_allocation, sample_of
 from ..cavi.counts.passes import SINGLE, Rows, Shared, mean_of
 from ..data.schema import Dataset
 from ..families.factors import GammaFactor
-from ..optimize.label_switching import Cells as LabelCells
+from ..optimize.modes import Cells as LabelCells
 from ..program.deterministic import Moments
 from ..program.sites import Params
 from ..trace.handlers import engine_state

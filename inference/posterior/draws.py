@@ -14,7 +14,7 @@ from ..base.unconstrained import inside
 from ..data.adapt import adapt
 from ..data.devices import in_double
 from ..em.fit import EMOptions, fit_em
-from ..optimize.label_switching import label_cells, relabel
+from ..optimize.modes import label_cells, relabel
 from ..pair import on_table
 from ..program.objective import log_prior
 from ..program.sites import Params

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from ..data.schema import Dataset
 from ..linear_gaussian.posterior import normal_draws, normal_moments, normal_posterior, summed_out
-from ..optimize.label_switching import Cells as LabelCells
-from ..optimize.label_switching import label_cells
+from ..optimize.modes import Cells as LabelCells
+from ..optimize.modes import label_cells
 from ..program.deterministic import derived_draws, moments
 from ..program.posteriors import joint_posterior, latent_draws, marginals, own_shape
 from ..program.program import Program

@@ -17,8 +17,8 @@ from torch.distributions import transforms
 from ..base.errors import DataError, ModelError
 from ..base.unconstrained import Parts
 from ..data.schema import Dataset
-from ..optimize.label_switching import Cells as LabelCells
-from ..optimize.label_switching import label_cells
+from ..optimize.modes import Cells as LabelCells
+from ..optimize.modes import label_cells
 from ..pair import Pair
 from ..program.deterministic import Moments
 from ..program.posteriors import marginals

@@ -23,8 +23,7 @@ from ..data.schema import Dataset
 from ..data.structures import num_rows
 from ..em.separation import check_certain
 from ..linear_gaussian.marginalize import check_handed_on
-from ..optimize.label_switching import label_cells
-from ..optimize.modes import Outcome, Reached, map_modes
+from ..optimize.modes import Outcome, Reached, label_cells, map_modes
 from ..optimize.starts import first_starts
 from ..pair import Pair
 from ..program.against_pyro import Unchecked, Witness, quietly, without_gradient
@@ -37,12 +36,10 @@ from ..trace.handlers import Bind, engine_state, run
 from ..trace.structure import read
 from .ascent import NotFinite
 from .checkpoints import ROWS, Checkpoints, fingerprint
-from .level import Level, affordable, level_of
-from .nonfinite import blame
 from .normal_guides import SHAPES, GuideShape
 from .options import SVIOptions
 from .run import PARTICLES, RATE, Run, begin, exact_of_rows
-from .training import told, trained
+from .training import Level, affordable, blame, level_of, told, trained
 from .user_guide import OwnGuide, check_batches
 
 FULL_BATCH = 5_000  # rows up to which every step sees all of them

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ...inference.base.errors import OptionError
 from ...inference.data.seeding import kmeans_plusplus
-from ...inference.linear_gaussian.ppca import check_factors, covariance_of, filled, principal
+from ...inference.linear_gaussian.posterior import check_factors, covariance_of, filled, principal
 from ...inference.pair import Pair
 from ..registry import register
 

@@ -11,7 +11,7 @@ from pyro.distributions import constraints
 from torch import Tensor
 
 from ...inference.base.errors import OptionError
-from ...inference.linear_gaussian.ppca import check_factors, covariance_of, filled, principal
+from ...inference.linear_gaussian.posterior import check_factors, covariance_of, filled, principal
 from ...inference.pair import Pair
 from ..registry import register
 

@@ -16,7 +16,7 @@ from measure import Row, seconds, timed
 from latentzoo import zoo
 from latentzoo.inference.data.sparse import Bags, bags_of_sparse
 from latentzoo.inference.diagnose.topics import completion, halves
-from latentzoo.inference.optimize.schedule import Schedule
+from latentzoo.inference.optimize.minibatches import Schedule
 
 ALPHA, ETA, HELD = 0.1, 0.05, 1000
 

@@ -18,7 +18,7 @@ from latentzoo.inference.cavi.counts.passes import Rows, expect_shared, make_blo
 from latentzoo.inference.data.adapt import adapt
 from latentzoo.inference.data.sparse import bag_of_words, bags_of, bags_of_sparse
 from latentzoo.inference.diagnose.topics import coherence, halves, perplexity, top_words
-from latentzoo.inference.optimize.schedule import Schedule
+from latentzoo.inference.optimize.minibatches import Schedule
 from latentzoo.inference.trace.handlers import engine_state
 from latentzoo.inference.trace.structure import read
 from latentzoo.models.registry import ENTRIES

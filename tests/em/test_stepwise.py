@@ -9,7 +9,7 @@ from torch import Tensor
 
 from latentzoo import Pair, cavi, em, zoo
 from latentzoo.inference.base.errors import OptionError
-from latentzoo.inference.optimize.schedule import Schedule
+from latentzoo.inference.optimize.minibatches import Schedule
 
 RANDOM = np.random.default_rng(0)
 CENTERS = np.array([[0.0, 0.0], [4.0, 1.0], [-3.0, 3.0]])

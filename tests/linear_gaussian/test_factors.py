@@ -17,7 +17,7 @@ from latentzoo import Pair, em, zoo
 from latentzoo.inference.base.errors import ModelError
 from latentzoo.inference.data.bundled.tables import load_bundled
 from latentzoo.inference.linear_gaussian.loadings import em_step, find_factored, sums_of
-from latentzoo.inference.linear_gaussian.rotation import varimax
+from latentzoo.inference.linear_gaussian.posterior import varimax
 from latentzoo.inference.posterior.exact import program_on
 from latentzoo.inference.program.estep import expectations
 from latentzoo.inference.trace.handlers import engine_state

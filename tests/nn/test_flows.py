@@ -14,8 +14,7 @@ from torch.distributions import Categorical, Independent, MixtureSameFamily, Nor
 from latentzoo import Pair, zoo
 from latentzoo.inference.amortized.encoder import Amortized
 from latentzoo.inference.base.errors import OptionError
-from latentzoo.inference.nn.flows import Bends, Flow
-from latentzoo.inference.nn.posteriors import POSTERIORS, Mixture, free_numbers, posterior_of
+from latentzoo.inference.nn.posteriors import POSTERIORS, Bends, Flow, Mixture, free_numbers, posterior_of
 
 pytestmark = pytest.mark.filterwarnings("ignore::latentzoo.inference.base.errors.ConvergenceWarning")
 

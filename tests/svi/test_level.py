@@ -9,7 +9,7 @@ import torch
 
 from latentzoo import Pair, zoo
 from latentzoo.inference.amortized.encoder import Amortized
-from latentzoo.inference.svi.level import ERROR, FEWEST, measured
+from latentzoo.inference.svi.training import ERROR, FEWEST, measured
 
 pytestmark = pytest.mark.filterwarnings("error")
 COLUMN = 3 + 2 * torch.randn(60, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
