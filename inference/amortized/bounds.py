@@ -278,7 +278,10 @@ def hold(when: str, story: Story, leaves: Mapping[str, Tensor], data: Any) -> st
     that could not be, or nothing.
     """
     few = first_rows(data, SEEN)
-    gaps = gaps_of(few).to(next(iter(tensors_of(few).values())).device)
+    home = next(iter(tensors_of(few).values())).device
+    if home.type == "meta":
+        return "its numbers are on no device"
+    gaps = gaps_of(few).to(home)
     if int((~gaps).sum()) >= 2:  # rows without gaps, where there are any: of others only some families know the margin
         few = slice_rows(few, (~gaps).nonzero().flatten()[:COMPARED])
     else:

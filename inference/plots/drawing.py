@@ -129,7 +129,9 @@ def intervals(axes: Axes, middle: Any, low: Any, high: Any, names: Sequence[str]
     """Numbers as dots on the bars of their intervals, one above the other."""
     place = np.arange(len(names))
     axes.hlines(place, low, high, color=list(shades), linewidth=2.4, alpha=0.45)
-    axes.scatter(middle, place, color=list(shades), s=36, zorder=3)
+    for shade in dict.fromkeys(shades):
+        mine = np.array([one == shade for one in shades])
+        axes.plot(np.asarray(middle)[mine], place[mine], "o", color=shade, markersize=6)
     axes.set_yticks(place, list(names))
     axes.grid(axis="x", color=DATA, linewidth=0.6, alpha=0.6)
     axes.tick_params(axis="y", length=0, labelsize=SMALL)

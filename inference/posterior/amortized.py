@@ -263,7 +263,7 @@ class Encoder(Posterior):
         for index, drawn in it.parts(num):
             weight = _weights(it, drawn, everywhere)  # (K, S, B)
             rows = None if everywhere else torch.as_tensor(slice_rows(it.data, index)).reshape(len(index), -1)
-            width = self.data.values[:1].numel()
+            width = torch.Size(self.data.values.shape[1:]).numel()
             for name, columns in where.items():
                 found = _expected(it, drawn, name, weight, None if rows is None else rows[:, columns])
                 yield Cells((index.unsqueeze(1) * width + columns).flatten(), found.double().flatten())

@@ -31,7 +31,7 @@ def param_draws(fit: Fitted, num: int, method: str, seed: int) -> Params:
     """Draws (num, *shape) of the params around their estimate."""
     if method not in METHODS:
         raise OptionError(f"draws: met {method!r}, expected one of {', '.join(METHODS)}")
-    if fit.guide_parts:
+    if fit.guide_parts and not fit.guide:
         names = ", ".join(map(repr, fit.guide_parts))
         raise ModelError(
             f"draws: {names} are summed out of all rows together, and draws of params around such an estimate are not "

@@ -292,7 +292,7 @@ def test_seeds_and_numbers_of_draws(seed):
 def test_numbers_of_draws(num):
     fit = zoo.fit("gaussian_mixture", X, num_components=1)
     for verb in (fit.generate, fit.sample_posterior, fit.param_draws, lambda n: fit.to_arviz("laplace", n)):
-        with pytest.raises(OptionError, match=f"num: met {num}, expected a whole number of at least 1"):
+        with pytest.raises(OptionError, match=f"(num|num_draws): met {num}, expected a whole number of at least 1"):
             verb(num)
 
 

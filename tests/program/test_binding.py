@@ -5,6 +5,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from oracle import joint, random_values
+from pyro.poutine.runtime import _PYRO_STACK
 from stories import STORIES
 from stories.base import CODES, COUNTS, TABLE, label, mixture, positive, real, simplex
 
@@ -12,7 +13,7 @@ from latentzoo import Pair, cavi, em, svi, zoo
 from latentzoo.inference.data.structures import num_rows, slice_rows
 from latentzoo.inference.program.compiler import compile_program
 from latentzoo.inference.program.estep import expectations
-from latentzoo.inference.trace.handlers import engine_state
+from latentzoo.inference.trace.handlers import Bind, engine_state
 from latentzoo.inference.trace.structure import read
 
 EXACT = dict(rtol=1e-10, atol=1e-10)
@@ -20,10 +21,12 @@ ROWS = torch.tensor([5, 3, 3, 17, 0, 21, 8])
 
 
 def counted(model):
-    """A model that counts its runs, in `runs`."""
+    """A model that counts its runs by the engine, in `runs`; those by Pyro alone, which a fit is held against, are few
+    rows' and left out.
+    """
 
     def again(x):
-        again.runs += 1
+        again.runs += any(isinstance(handler, Bind) for handler in _PYRO_STACK)
         model(x)
 
     again.runs = 0

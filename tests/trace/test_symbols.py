@@ -47,6 +47,8 @@ SELECTIONS = {
     "a change of dtype": lambda x: x.double().to(torch.float32),
     "type_as": lambda x: x.type_as(torch.zeros(1, dtype=torch.float32)),
     "a selection of a selection": lambda x: x[ROWS].mT.flatten()[3:],
+    "stack": lambda x: torch.stack([x[0], x[1]]),
+    "cat": lambda x: torch.cat([x, x]),
 }
 COMPUTED = {
     "a sum": lambda x: x + x,
@@ -55,8 +57,6 @@ COMPUTED = {
     "a matrix product": lambda x: torch.ones(2, 3, dtype=x.dtype) @ x,
     "a reduction": lambda x: x.sum(0),
     "a sum that keeps the dim": lambda x: x.sum(-1, keepdim=True),
-    "stack": lambda x: torch.stack([x[0], x[1]]),
-    "cat": lambda x: torch.cat([x, x]),
     "where": lambda x: torch.where(x > 0, x, 0.0),
     "cumsum": lambda x: x.cumsum(0),
     "sort": lambda x: x.sort(dim=1).values,
