@@ -31,7 +31,7 @@ import pyro.distributions as dist
 import torch
 
 from latentzoo import Pair, zoo
-from latentzoo.inference.data.bundled.tables import load_bundled
+from latentzoo.inference.data import load_bundled
 
 FIGURES = Path("figures")  # where the pictures go, relative to the working folder
 BLUE, ORANGE, GREEN, PINK, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#666666"

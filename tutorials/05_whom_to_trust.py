@@ -19,7 +19,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from latentzoo import zoo
-from latentzoo.inference.data.bundled.tables import load_bundled
+from latentzoo.inference.data import load_bundled
 
 FIGURES = Path("figures")  # where the pictures go, relative to the working folder
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#C4C8CC"

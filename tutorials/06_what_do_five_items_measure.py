@@ -26,7 +26,7 @@ import numpy as np
 from scipy.stats import chi2
 
 from latentzoo import zoo
-from latentzoo.inference.data.bundled.tables import load_bundled
+from latentzoo.inference.data import load_bundled
 
 FIGURES = Path("figures")  # where the pictures go, relative to the working folder
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#666666"

@@ -26,7 +26,7 @@ from matplotlib.patches import Ellipse
 from scipy.special import digamma, gammaln, logsumexp
 
 from latentzoo import Pair, zoo
-from latentzoo.inference.data.bundled.tables import load_bundled
+from latentzoo.inference.data import load_bundled
 
 FIGURES = Path("figures")  # where the pictures go, relative to the working folder
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#C4C8CC"

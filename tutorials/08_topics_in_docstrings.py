@@ -28,7 +28,7 @@ from scipy.sparse import csr_array
 from scipy.special import digamma
 
 from latentzoo import zoo
-from latentzoo.inference.data.bundled.tables import load_bundled
+from latentzoo.inference.data import load_bundled
 from latentzoo.inference.data.sparse import bags_of_sparse
 from latentzoo.inference.diagnose.topics import coherence, halves, perplexity, top_words
 

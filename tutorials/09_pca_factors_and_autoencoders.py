@@ -36,7 +36,7 @@ import torch
 from scipy.linalg import subspace_angles
 
 from latentzoo import zoo
-from latentzoo.inference.data.bundled.tables import load_bundled
+from latentzoo.inference.data import load_bundled
 from latentzoo.inference.posterior.conjugate import predictions
 
 FIGURES = Path("figures")  # where the pictures go, relative to the working folder

@@ -30,8 +30,8 @@ from torch import nn
 from torch.nn import functional
 
 from latentzoo import zoo
+from latentzoo.inference.data import load_bundled
 from latentzoo.inference.data.batches import Batches
-from latentzoo.inference.data.bundled.tables import load_bundled
 
 FIGURES = Path("figures")  # where the pictures go, relative to the working folder
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#C4C8CC"

@@ -35,7 +35,7 @@ from scipy.stats import multivariate_normal
 
 from latentzoo import Pair, zoo
 from latentzoo.inference.amortized.encoder import Amortized
-from latentzoo.inference.data.bundled.tables import load_bundled
+from latentzoo.inference.data import load_bundled
 from latentzoo.inference.nn.networks import tril_of
 
 FIGURES = Path("figures")  # where the pictures go, relative to the working folder

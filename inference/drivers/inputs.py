@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
@@ -60,7 +61,14 @@ def _run(pair: Pair, dataset: Dataset, size: int | None) -> Plates | None:
     for dtype in (torch.float64, torch.float32):  # that of networks
         found, values = Plates(), map_tensors(partial(_floats_as, dtype), few)
         try:
-            with engine_state(0, device_of(values), dtype), torch.no_grad(), Bind({}, networks={}), found:
+            with (
+                warnings.catch_warnings(),
+                engine_state(0, device_of(values), dtype),
+                torch.no_grad(),
+                Bind({}, networks={}),
+                found,
+            ):
+                warnings.simplefilter("ignore")  # those of the model come when it is read
                 on_table(pair, dataset.schema).model(values)
             return found
         except Exception:  # whatever is wrong will be said by who reads the model
