@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping
@@ -10,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+from pyro.nn import PyroModule, PyroParam
 from pyro.poutine.enum_messenger import EnumMessenger
 from pyro.poutine.runtime import _PYRO_STACK
 
@@ -95,7 +97,7 @@ def on_table(pair: Pair, schema: Schema) -> Pair:
     """
     if pair.for_schema is not None:
         pair = replace(pair.for_schema(schema), origin=pair.origin)
-    pair = _as_called(pair, schema)
+    pair = _as_called(replace(pair, model=with_params(pair.model)), schema)
     kind = pair.graph
     arrange = pair.arrange if kind is None else lambda table, _: _graph_of(table, kind)
     if arrange is None:
@@ -166,6 +168,33 @@ def _as_called(pair: Pair, schema: Schema) -> Pair:
 
     changed = replace(pair, model=of(pair.model), guide=of(pair.guide), initialize=of(pair.initialize, False))
     return replace(changed, rows=None)
+
+
+def with_params(model: Model) -> Model:
+    """A `PyroModule` whose bare parameters (those of a ``PyroModule[nn.Linear]``, say) are params like any other.
+
+    Pyro announces them by a statement, but goes on with the module's own tensors, which no handler reaches. So a copy
+    declares each as a `PyroParam`. A module that holds networks of plain torch is left as it is: these are learned as
+    networks are.
+    """
+    if not isinstance(model, PyroModule):
+        return model
+    plain = [m for m in model.modules() if not isinstance(m, PyroModule)]
+    if any(True for module in plain for _ in module.parameters(recurse=False)) or not _bare(model):
+        return model
+    again = copy.deepcopy(model)
+    for module, name in _bare(again):
+        setattr(module, name, PyroParam(getattr(module, name).detach().clone()))
+    return again
+
+
+def _bare(model: PyroModule) -> list[tuple[Any, str]]:
+    return [
+        (module, name)
+        for module in model.modules()
+        for name, _ in module.named_parameters(recurse=False)
+        if not name.endswith("_unconstrained")
+    ]
 
 
 def _graph_of(table: torch.Tensor, kind: str) -> Graph:

@@ -241,3 +241,33 @@ def test_classes_that_the_start_leaves_alike_are_moved_apart_beside_a_covariate(
     found = fit.params["p"].mean(1).sort().values
     assert found[0].item() == pytest.approx(0.2, abs=0.08)
     assert found[1].item() == pytest.approx(0.85, abs=0.08)
+
+
+class Layer(PyroModule):
+    """A regression whose slopes are those of torch's own layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = PyroModule[torch.nn.Linear](2, 1)
+        self.log_scale = torch.nn.Parameter(torch.zeros(()))
+
+    def forward(self, x: Tensor, y: Tensor) -> None:
+        loc = self.linear(x).squeeze(-1)
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Normal(loc, self.log_scale.exp()), obs=y)
+
+
+@pytest.mark.parametrize("inference", ["em", "svi"])
+def test_parameters_of_a_module_are_learned(inference: str) -> None:
+    x = torch.randn(80, 2).double()
+    y = x @ torch.tensor([1.0, -2.0]).double() + 0.5 + 0.1 * torch.randn(80).double()
+    model = Layer()
+    before = model.linear.weight.detach().clone()
+    fit = zoo.fit(model, (x, y), inference=inference, progress=False)
+    design = torch.cat([x, torch.ones(80, 1).double()], 1)
+    best = torch.linalg.lstsq(design, y).solution
+    residual = float(((y - design @ best) ** 2).mean())
+    assert fit.params["linear.weight"].flatten().tolist() == pytest.approx(best[:2].tolist(), abs=1e-4)
+    assert fit.params["linear.bias"].item() == pytest.approx(best[2].item(), abs=1e-4)
+    assert fit.log_likelihood == pytest.approx(-40 * (math.log(2 * math.pi * residual) + 1), abs=1e-3)
+    assert torch.equal(model.linear.weight, before)  # the user's own is left as it was
