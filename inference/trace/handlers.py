@@ -44,6 +44,9 @@ class Run(NamedTuple):
     nodes: dict[str, Any]
 
 
+SETTLED = frozenset({torch.Size, int, bool, float, str, tuple, type(None)})  # what a distribution keeps beside numbers
+
+
 class OtherDtype(Exception):
     """The networks are of another dtype than the run."""
 
@@ -175,7 +178,7 @@ def in_double(thing: Any) -> Any:
     """A tensor, distribution or transform with its numbers in float64, where that is the dtype of the run: what a user
     made outside the model may be float32.
     """
-    if torch.get_default_dtype() is not torch.float64:
+    if torch.get_default_dtype() is not torch.float64 or not _is_narrow(thing):
         return thing
     if isinstance(thing, Tensor):
         return thing.double() if thing.is_floating_point() and thing.dtype is not torch.float64 else thing
@@ -191,6 +194,23 @@ def in_double(thing: Any) -> Any:
     out = copy.copy(thing)
     out.__dict__.update(changed)
     return out
+
+
+def _is_narrow(thing: Any) -> bool:
+    """Whether some number in it is no float64; asked at every statement of every run, so it builds nothing."""
+    if isinstance(thing, Tensor):
+        return thing.is_floating_point() and thing.dtype is not torch.float64
+    if isinstance(thing, list):
+        return any(map(_is_narrow, thing))
+    if not isinstance(thing, torch.distributions.Distribution | torch.distributions.Transform):
+        return False
+    for key, value in vars(thing).items():
+        if isinstance(value, Tensor):
+            if value.dtype is not torch.float64 and value.is_floating_point():
+                return True
+        elif value.__class__ not in SETTLED and key != "_inv" and _is_narrow(value):
+            return True
+    return False
 
 
 def _calling_module() -> nn.Module:
