@@ -687,7 +687,7 @@ def test_readme_python_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    first, by_svi, deep, mixed, own, bayesian = blocks("python")
+    first, by_svi, deep, mixed, own, bayesian, named = blocks("python")
     exec(first, {})
     out = capsys.readouterr().out
     assert "\n-180.18547" in out
@@ -699,6 +699,8 @@ def test_readme_python_runs(
         np.testing.assert_allclose(found["fit"].params["rate"].sort().values, [0.2, 5.0], rtol=0.25)
         exec(bayesian, found)
     np.testing.assert_allclose(found["fit"].posterior("rate").mean.sort().values, [0.2, 5.0], rtol=0.25)
+    exec(named, found)
+    np.testing.assert_allclose(found["fit"].params["slope"].sort().values, [-2.0, 2.0], atol=0.1)
 
     def model(x: torch.Tensor) -> None:
         loc = pyro.sample("loc", dist.Normal(0.0, 10.0))

@@ -113,6 +113,9 @@ class Witness:
                     if when == "start" and math.isnan(theirs.log_prob):  # a param that was moved out of its support
                         why = why or "by Pyro log p is no number at the start"
                         continue
+                    apart = abs(ours - theirs.log_prob) > ROUNDING * (1 + theirs.size)
+                    if apart and self._restless(theirs, data, values):
+                        return "by Pyro log p is another number at each run"
                     same = self._same(ours, theirs, data, values)
                     if rows is None:
                         self.whole = True  # the rows do not stand for themselves
@@ -148,6 +151,11 @@ class Witness:
     def _cells(self) -> int:
         """Numbers of a row of the data."""
         return sum(t.numel() for t in tensors_of(self.data).values()) // max(1, num_rows(self.data)) + 1
+
+    def _restless(self, theirs: Density, data: Any, values: dict[str, Tensor]) -> bool:
+        """Whether the model draws random numbers of its own."""
+        again = log_density(self.model, data, values, self.plate).log_prob
+        return abs(again - theirs.log_prob) > ROUNDING * (1 + theirs.size)  # never so of what is no number
 
     def _same(self, ours: float, theirs: Density, data: Any, values: dict[str, Tensor]) -> bool:
         """Whether two numbers are one, but for rounding: where the density is steep, that of the params counts too."""
